@@ -1,0 +1,95 @@
+"""Errors that cross the wire: each class has a code, a message, a hint and an exit status.
+
+An error is described by its class and its fields alone, so it can be sent as
+`{"code", "fields"}` and is rebuilt, with the same words, by the other side.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+Field = str | int | float
+
+EXIT_MIGRATED = 0
+EXIT_ROLLED_BACK = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_IN_DOUBT = 4
+
+
+class AgentError(Exception):
+    """Base of everything an agent reports. Subclasses fill in the class variables.
+
+    `template` and `hint_template` are `str.format` patterns over the fields.
+    """
+
+    code: ClassVar[str] = "internal"
+    template: ClassVar[str] = "{detail}"
+    hint_template: ClassVar[str] = "This is a fault in Streamferry; please report it."
+    exit_status: ClassVar[int] = EXIT_ROLLED_BACK
+
+    _registry: ClassVar[dict[str, type[AgentError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if cls.code in AgentError._registry:
+            raise TypeError(f"error code {cls.code!r} is used twice")
+        AgentError._registry[cls.code] = cls
+
+    def __init__(self, **fields: Field) -> None:
+        self.fields = fields
+        self.message = self.template.format(**fields)
+        self.hint = self.hint_template.format(**fields)
+        super().__init__(self.message)
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"code": self.code, "fields": self.fields}
+
+
+def from_wire(wire: object) -> AgentError:
+    """Rebuild an error from `to_wire()`; anything malformed becomes a plain `AgentError`."""
+    try:
+        assert isinstance(wire, dict)
+        cls = AgentError._registry.get(wire["code"], AgentError)
+        return cls(**{str(key): value for key, value in wire["fields"].items()})
+    except (AssertionError, AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return AgentError(detail=f"an error that cannot be read: {wire!r:.200}")
+
+
+class ProtocolError(AgentError):
+    """The other side broke the protocol (its fault, not ours)."""
+
+    code = "protocol"
+    template = "the other side broke the protocol: {detail}"
+    hint_template = "Check that nothing on the remote host prints to a non-interactive login."
+
+
+class VersionMismatch(AgentError):
+    code = "version"
+    template = "protocol version {theirs} was offered, this side speaks {ours}"
+    hint_template = "Use one version of Streamferry for both."
+
+
+class Cancelled(AgentError):
+    code = "cancelled"
+    template = "cancelled during {phase}"
+    hint_template = "The process goes on at the source; run the migration again when ready."
+
+
+class BlackoutExceeded(AgentError):
+    code = "blackout-exceeded"
+    template = "the blackout would have been longer than {limit_s} s (in {phase})"
+    hint_template = "Raise --max-blackout, or migrate when the process is smaller or quieter."
+
+
+class PeerLost(AgentError):
+    """The link to the other agent ended."""
+
+    code = "link-lost"
+    template = "the link between the two hosts broke during {phase}: {detail}"
+    hint_template = "Check the network between the hosts, then run the migration again."
+
+
+class FaultInjected(AgentError):
+    code = "fault"
+    template = "fault injected at {point}"
+    hint_template = "This error was asked for with --fault."

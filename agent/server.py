@@ -1,0 +1,109 @@
+"""Serves calls that arrive on the agent's stdio: version first, then an allow-list by name.
+
+Messages (each one frame of `agent.wire.frames`):
+
+    agent  -> {"hello": PROTOCOL_VERSION, "agent": version, "pid": int}
+    caller -> {"id": int, "call": name, "args": {...}}
+    agent  -> {"id": int, "result": value} or {"id": int, "error": {"code", "fields"}}
+    either -> {"event": name, "data": {...}}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from agent import PROTOCOL_VERSION, __version__
+from agent.errors import AgentError, ProtocolError
+from agent.wire.frames import FrameDecoder, Message, encode
+
+Handler = Callable[..., Awaitable[Any]]
+
+
+class Transport(Protocol):
+    """What the server needs of its byte stream."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Server:
+    """Dispatches calls to handlers; each call runs in a task of its own."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._decoder = FrameDecoder()
+        self._calls: dict[str, Handler] = {}
+        self._events: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.disconnected = asyncio.Event()
+
+    def expose(self, name: str, handler: Handler) -> None:
+        """Allow `handler` to be called as `name`."""
+        self._calls[name] = handler
+
+    def on_event(self, name: str, handler: Callable[[dict[str, Any]], None]) -> None:
+        """Allow the caller to send event `name`."""
+        self._events[name] = handler
+
+    def send_event(self, name: str, data: dict[str, Any]) -> None:
+        """Tell the caller; said into the void when it is gone."""
+        self._send({"event": name, "data": data})
+
+    def hello(self) -> None:
+        self._send({"hello": PROTOCOL_VERSION, "agent": __version__, "pid": os.getpid()})
+
+    def feed(self, data: bytes) -> None:
+        """Handle what arrived. Raises `ProtocolError` where it is not our protocol."""
+        for message in self._decoder.feed(data):
+            self._dispatch(message)
+
+    async def drain(self) -> None:
+        """Wait until what was sent has left (back-pressure)."""
+        if not self.disconnected.is_set():
+            await self._transport.drain()
+
+    async def finish(self) -> None:
+        """Wait for the calls under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _send(self, message: Message) -> None:
+        if not self.disconnected.is_set():
+            self._transport.write(encode(message))
+
+    def _dispatch(self, message: Message) -> None:
+        if "event" in message:
+            handler = self._events.get(message["event"])
+            if handler is None or not isinstance(message.get("data"), dict):
+                raise ProtocolError(detail=f"unknown event {message.get('event')!r:.80}")
+            handler(message["data"])
+            return
+        number, name, args = message.get("id"), message.get("call"), message.get("args", {})
+        if not isinstance(number, int) or not isinstance(name, str) or not isinstance(args, dict):
+            raise ProtocolError(detail="a message that is neither a call nor an event")
+        task = asyncio.ensure_future(self._run(number, name, args))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, number: int, name: str, args: dict[str, Any]) -> None:
+        try:
+            handler = self._calls.get(name)
+            if handler is None:
+                raise ProtocolError(detail=f"no call is named {name!r:.80}")
+            try:
+                inspect.signature(handler).bind(**args)
+            except TypeError as error:
+                raise ProtocolError(detail=f"arguments of {name}: {error}") from error
+            reply: Message = {"id": number, "result": await handler(**args)}
+            self._send(reply)
+        except AgentError as error:
+            self._send({"id": number, "error": error.to_wire()})
+        except Exception as error:  # the caller must hear of our own faults, too
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            detail = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+            self._send({"id": number, "error": AgentError(detail=detail).to_wire()})
