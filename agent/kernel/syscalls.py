@@ -1,0 +1,60 @@
+"""Thin wrappers of system calls the standard library lacks; each raises `OSError`."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+
+# include/uapi/asm-generic/unistd.h: the same number on every architecture
+_NR_PIDFD_GETFD = 438
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint]
+_fallocate = _libc.fallocate64
+_fallocate.restype = ctypes.c_int
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_prctl = _libc.prctl
+_prctl.restype = ctypes.c_int
+_prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+
+# include/uapi/linux/falloc.h
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+_INT = struct.Struct("=i")
+
+
+def pidfd_getfd(pidfd: int, target: int) -> int:
+    """Duplicate descriptor `target` of another process into this one (close-on-exec).
+
+    pidfd_getfd(2), Linux 5.6; needs PTRACE_MODE_ATTACH_REALCREDS over the process.
+    """
+    fd = _syscall(_NR_PIDFD_GETFD, pidfd, target, 0)
+    if fd < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"pidfd_getfd: {os.strerror(errno)}")
+    return int(fd)
+
+
+def ioctl_int(fd: int, request: int) -> int:
+    """An ioctl that fills in one int."""
+    (value,) = _INT.unpack(fcntl.ioctl(fd, request, b"\0\0\0\0"))
+    return int(value)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give back the memory of a part of a file that has been read (fallocate(2))."""
+    if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"fallocate: {os.strerror(errno)}")
+
+
+def prctl(option: int, argument: int = 0) -> None:
+    """prctl(2) with one argument."""
+    if _prctl(option, argument, 0, 0, 0) < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"prctl: {os.strerror(errno)}")

@@ -1,0 +1,101 @@
+"""Take a TCP socket apart in repair mode: sequence numbers, queues and their boundary, options.
+
+The socket is left in repair mode, silent. Field by field this follows what the kernel offers in
+net/ipv4/tcp.c (do_tcp_getsockopt, tcp_peek_sndq) since Linux 3.5, TCP_REPAIR_WINDOW since 4.8.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from agent.kernel import uapi
+from agent.kernel.syscalls import ioctl_int
+from agent.tcp import options
+from agent.tcp.stream import Stream, StreamError
+
+_TCP = socket.IPPROTO_TCP
+_SOL = socket.SOL_SOCKET
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+# tcpi_state, tcpi_options, the byte of both window scales; tcpi_unacked and tcpi_sacked,
+# which for a listening socket are the accept queue's length and limit
+_INFO = struct.Struct("=B4xBB17xII")
+
+MOVABLE_STATES = frozenset({uapi.TCP_ESTABLISHED})
+
+
+def dump(sock: socket.socket, inode: int = 0) -> Stream:
+    """Dump a connected or listening socket; a connected one is left in repair mode.
+
+    Raises `StreamError` where the state cannot be moved, `OSError` from the kernel.
+    """
+    family = sock.family
+    state, negotiated, scales, accepting, accept_limit = _INFO.unpack_from(
+        sock.getsockopt(_TCP, uapi.TCP_INFO, 64)
+    )
+    local = sock.getsockname()
+    stream = Stream(
+        inode=inode,
+        family=family,
+        state=state,
+        local=(local[0].partition("%")[0], local[1]),
+        remote=("", 0),
+        send_buffer=sock.getsockopt(_SOL, uapi.SO_SNDBUF),
+        receive_buffer=sock.getsockopt(_SOL, uapi.SO_RCVBUF),
+        buffer_locks=sock.getsockopt(_SOL, uapi.SO_BUF_LOCK),
+        nonblocking=int(not os.get_blocking(sock.fileno())),
+        options=options.dump(sock, family),
+    )
+    if family == socket.AF_INET6:
+        stream.scope = local[3]
+    if state == uapi.TCP_LISTEN:
+        if accepting:
+            raise StreamError(
+                stream=stream.name, detail=f"{accepting} connections wait to be accepted"
+            )
+        stream.backlog = accept_limit
+        return stream
+    if state not in MOVABLE_STATES:
+        name = uapi.STATE_NAMES.get(state, str(state))
+        raise StreamError(stream=stream.name, detail=f"it is in state {name}")
+    remote = sock.getpeername()
+    stream.remote = (remote[0].partition("%")[0], remote[1])
+    stream.negotiated = negotiated
+    stream.send_scale = scales & 15
+    stream.receive_scale = scales >> 4
+    _dump_repair(sock, stream)
+    return stream
+
+
+def _dump_repair(sock: socket.socket, stream: Stream) -> None:
+    get, set_option, fd = sock.getsockopt, sock.setsockopt, sock.fileno()
+    set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    stream.mss = get(_TCP, uapi.TCP_MAXSEG)  # in repair mode: mss_clamp, the peer's option
+    stream.window_clamp = get(_TCP, uapi.TCP_WINDOW_CLAMP)
+    stream.window = uapi.REPAIR_WINDOW.unpack(get(_TCP, uapi.TCP_REPAIR_WINDOW, 20))
+    if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
+        stream.timestamp = get(_TCP, uapi.TCP_TIMESTAMP) & 0xFFFFFFFF
+
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
+    length = ioctl_int(fd, uapi.SIOCOUTQ)
+    stream.unsent = ioctl_int(fd, uapi.SIOCOUTQNSD)
+    stream.send_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
+    stream.send_queue = _peek(sock, length, stream, "send")
+
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
+    length = ioctl_int(fd, uapi.SIOCINQ)
+    stream.receive_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
+    stream.receive_queue = _peek(sock, length, stream, "receive")
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
+
+
+def _peek(sock: socket.socket, length: int, stream: Stream, queue: str) -> bytes:
+    if not length:
+        return b""
+    data = sock.recv(length, _PEEK)
+    if len(data) != length:
+        detail = f"its {queue} queue gave {len(data)} of {length} bytes"
+        raise StreamError(stream=stream.name, detail=detail)
+    return data

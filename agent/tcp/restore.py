@@ -1,0 +1,171 @@
+"""Build a socket from a `Stream`, in repair mode, behind the network lock.
+
+The part that was sent is queued in repair mode, so the kernel takes it for sent. The unsent part
+is queued with repair mode off, while the lock swallows what the kernel tries to send: it stays
+unsent, and goes out with the first acknowledgement after the unlock instead of after a
+retransmission timeout. Buffers are forced large for that moment, or the write would block.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from agent.kernel import uapi
+from agent.tcp import options
+from agent.tcp.stream import Stream, StreamError
+
+_TCP = socket.IPPROTO_TCP
+_SOL = socket.SOL_SOCKET
+_CHUNK = 64 << 10  # tcp_send_rcvq() fills one skb of at most this
+_HEADROOM = 1 << 20
+_MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
+
+
+def new_socket(family: int) -> socket.socket:
+    """A socket to restore onto; it may be made, and handed on, before the stream is known."""
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+
+
+def restore(
+    stream: Stream, sock: socket.socket | None = None, *, boundary: bool = True
+) -> socket.socket:
+    """Restore `stream` onto `sock` (a fresh one by default), leaving it in repair mode.
+
+    The connection must be locked (see `agent.netlock`). With `boundary` false the unsent part is
+    restored as if it had been sent: for measuring only. Raises `StreamError`.
+    """
+    sock = sock or new_socket(stream.family)
+    try:
+        if stream.state == uapi.TCP_LISTEN:
+            _restore_listener(stream, sock)
+        else:
+            _restore_connection(stream, sock, boundary)
+    except OSError as error:
+        raise StreamError(stream=stream.name, detail=f"restoring it failed: {error}") from error
+    return sock
+
+
+def _socket_address(stream: Stream, host: str, port: int) -> tuple[str | int, ...]:
+    if stream.family == socket.AF_INET6:
+        return (host, port, 0, stream.scope)
+    return (host, port)
+
+
+def _prepare_bind(stream: Stream, sock: socket.socket) -> None:
+    set_option = sock.setsockopt
+    # Before repair mode: inside it, bind beside a listener fails with EADDRINUSE.
+    set_option(_SOL, uapi.SO_REUSEADDR, 1)
+    # The address is not ours yet; this also lets IPv4 route from it (FLOWI_FLAG_ANYSRC).
+    set_option(socket.IPPROTO_IP, uapi.IP_TRANSPARENT, 1)
+    if stream.family == socket.AF_INET6:
+        set_option(socket.IPPROTO_IPV6, uapi.IPV6_TRANSPARENT, 1)
+    options.restore(sock, stream.options)
+
+
+def _restore_listener(stream: Stream, sock: socket.socket) -> None:
+    _prepare_bind(stream, sock)
+    _restore_buffers(stream, sock)
+    sock.bind(_socket_address(stream, *stream.local))
+    sock.listen(stream.backlog)
+    os.set_blocking(sock.fileno(), not stream.nonblocking)
+    options.restore_late(sock, stream.options)
+
+
+def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> None:
+    set_option = sock.setsockopt
+    sent = stream.send_queue
+    unsent = b""
+    if boundary and stream.unsent:
+        sent, unsent = sent[: -stream.unsent], sent[-stream.unsent :]
+
+    _prepare_bind(stream, sock)
+    room = 4 * max(len(stream.send_queue), len(stream.receive_queue)) + _HEADROOM
+    set_option(_SOL, uapi.SO_SNDBUFFORCE, min(max(room, stream.send_buffer // 2), _MAX_FORCE))
+    set_option(_SOL, uapi.SO_RCVBUFFORCE, min(max(room, stream.receive_buffer // 2), _MAX_FORCE))
+
+    set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    for queue, seq in (
+        (uapi.TCP_SEND_QUEUE, stream.send_seq),
+        (uapi.TCP_RECV_QUEUE, stream.receive_seq),
+    ):
+        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, queue)
+        set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(seq))
+    sock.bind(_socket_address(stream, *stream.local))
+    sock.connect(_socket_address(stream, *stream.remote))
+    set_option(_TCP, uapi.TCP_REPAIR_OPTIONS, _repair_options(stream))
+    if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
+        set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.timestamp))
+
+    if stream.receive_queue:  # the queue selected last
+        _write(sock, stream.receive_queue)
+    window = uapi.REPAIR_WINDOW.pack(*stream.window)
+    set_option(_TCP, uapi.TCP_REPAIR_WINDOW, window)
+    if sent:
+        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
+        _write(sock, sent)
+    if unsent:
+        set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
+        _write(sock, unsent)
+        set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+        # What the lock swallowed has moved the window we believe we advertised.
+        set_option(_TCP, uapi.TCP_REPAIR_WINDOW, window)
+    # Raising the clamp also raises rcv_ssthresh to the restored window (tcp_set_window_clamp).
+    set_option(_TCP, uapi.TCP_WINDOW_CLAMP, stream.window_clamp)
+    _restore_buffers(stream, sock)
+    os.set_blocking(sock.fileno(), not stream.nonblocking)
+
+
+def _write(sock: socket.socket, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[sock.send(view[:_CHUNK], socket.MSG_DONTWAIT) :]
+
+
+def _repair_options(stream: Stream) -> bytes:
+    pack = uapi.REPAIR_OPT.pack
+    rows = [pack(uapi.TCPOPT_MSS, stream.mss)]
+    if stream.negotiated & uapi.TCPI_OPT_WSCALE:
+        rows.append(pack(uapi.TCPOPT_WINDOW, stream.send_scale | stream.receive_scale << 16))
+    if stream.negotiated & uapi.TCPI_OPT_SACK:
+        rows.append(pack(uapi.TCPOPT_SACK_PERM, 0))
+    if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
+        rows.append(pack(uapi.TCPOPT_TIMESTAMP, 0))
+    return b"".join(rows)
+
+
+def _restore_buffers(stream: Stream, sock: socket.socket) -> None:
+    set_option = sock.setsockopt
+    set_option(_SOL, uapi.SO_SNDBUFFORCE, stream.send_buffer // 2)
+    set_option(_SOL, uapi.SO_RCVBUFFORCE, stream.receive_buffer // 2)
+    set_option(_SOL, uapi.SO_BUF_LOCK, stream.buffer_locks)
+
+
+def _signed(number: int) -> int:
+    """The int that has the same 32 bits, as setsockopt takes it."""
+    return number - (1 << 32) if number & 0x80000000 else number
+
+
+def release(sock: socket.socket, stream: Stream) -> None:
+    """Leave repair mode: the kernel sends a window probe, and the peer is awake again.
+
+    Only after the unlock, with the local address in place. Raises `OSError`.
+    """
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
+    options.restore_late(sock, stream.options)
+
+
+def probe_again(sock: socket.socket, stream: Stream) -> None:
+    """Send one more window probe, as the first may have been lost."""
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    release(sock, stream)
+
+
+def abandon(sock: socket.socket) -> None:
+    """Close a connection without a word to the peer (a close in repair mode is silent)."""
+    try:
+        if sock.getsockopt(_SOL, uapi.SO_ACCEPTCONN) == 0:
+            sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    except OSError:
+        pass  # it was never connected: its close says nothing, either
+    sock.close()
