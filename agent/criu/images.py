@@ -1,0 +1,78 @@
+"""Rewrite CRIU's images so that its restore takes our sockets as inherited descriptors.
+
+Each socket we carry is an INETSK entry of files.img; it becomes a regular file named
+"/tcp-INODE", which CRIU looks up among the descriptors it inherits (--inherit-fd) before it would
+open a path. No I/O: bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator
+
+from agent.criu import messages
+from agent.image.records import ImageError
+
+# criu/include/magic.h
+_IMG_COMMON_MAGIC = 0x54564319
+_FILES_MAGIC = 0x56303138
+_FDINFO_MAGIC = 0x56213732
+_MAGICS = struct.Struct("=II")
+_SIZE = struct.Struct("=I")
+
+
+def inherit_key(inode: int) -> str:
+    """The name under which a socket is handed to CRIU."""
+    return f"tcp-{inode}"
+
+
+def _entries(image: bytes, magic: int, name: str) -> Iterator[bytes]:
+    if len(image) < _MAGICS.size or _MAGICS.unpack_from(image) != (_IMG_COMMON_MAGIC, magic):
+        raise ImageError(detail=f"{name} does not begin as CRIU's {name} does")
+    offset = _MAGICS.size
+    while offset < len(image):
+        if offset + _SIZE.size > len(image):
+            raise ImageError(detail=f"{name} ends inside an entry")
+        (size,) = _SIZE.unpack_from(image, offset)
+        offset += _SIZE.size
+        if offset + size > len(image):
+            raise ImageError(detail=f"{name} ends inside an entry")
+        yield image[offset : offset + size]
+        offset += size
+
+
+def rewrite_files(image: bytes, inodes: Collection[int]) -> tuple[bytes, set[int], set[int]]:
+    """files.img with the sockets of `inodes` as inherited files.
+
+    Returns the image, the file ids that were changed and the inodes that were found.
+    """
+    out = [_MAGICS.pack(_IMG_COMMON_MAGIC, _FILES_MAGIC)]
+    ids: set[int] = set()
+    found: set[int] = set()
+    for entry in _entries(image, _FILES_MAGIC, "files.img"):
+        file = messages.File.FromString(entry)
+        if file.type == messages.FD_INETSK and file.isk.ino in inodes:
+            socket = file.isk
+            ids.add(file.id)
+            found.add(socket.ino)
+            inherited = messages.File(type=messages.FD_REG, id=file.id)
+            inherited.reg.id = file.id
+            inherited.reg.flags = socket.flags
+            inherited.reg.pos = 0
+            inherited.reg.fown = socket.fown
+            inherited.reg.name = "/" + inherit_key(socket.ino)
+            entry = inherited.SerializeToString()
+        out += (_SIZE.pack(len(entry)), entry)
+    return b"".join(out), ids, found
+
+
+def rewrite_fdinfo(image: bytes, ids: Collection[int]) -> bytes:
+    """fdinfo-N.img with the descriptors of the changed files as regular ones."""
+    out = [_MAGICS.pack(_IMG_COMMON_MAGIC, _FDINFO_MAGIC)]
+    for entry in _entries(image, _FDINFO_MAGIC, "fdinfo.img"):
+        info = messages.FdInfo.FromString(entry)
+        if info.id in ids:
+            info.type = messages.FD_REG
+            entry = info.SerializeToString()
+        out += (_SIZE.pack(len(entry)), entry)
+    return b"".join(out)

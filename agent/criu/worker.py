@@ -1,0 +1,145 @@
+"""A CRIU process that is started ahead of the blackout and then told what to do (`criu swrk`).
+
+It speaks CRIU's RPC over a socket pair; a request is one protobuf message, and so is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.criu import messages
+from agent.errors import AgentError
+
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_LOG_LEVEL = 2  # errors and warnings
+_GHOST_LIMIT = 64 << 20  # bytes of a deleted file that goes into the images
+_MAX_MESSAGE = 1 << 20
+_ERROR_LINE = re.compile(r"Error \([^)]*\): (.*)")
+
+
+class CriuMissing(AgentError):
+    code = "criu-missing"
+    template = "CRIU is not installed"
+    hint_template = "Install CRIU 4.2 or later (Debian: package criu of forky or sid)."
+
+
+class CriuError(AgentError):
+    code = "criu"
+    template = "CRIU could not {action} the process: {detail}"
+    hint_template = "docs/troubleshooting.md lists what CRIU cannot do; its log: {log}"
+
+
+def find_criu() -> str:
+    """The path of the criu program, or `CriuMissing`."""
+    path = shutil.which("criu", path=_ENVIRONMENT["PATH"])
+    if path is None:
+        raise CriuMissing()
+    return path
+
+
+class CriuWorker:
+    """One `criu swrk` process; it serves one dump or one restore."""
+
+    def __init__(self, images: Path, log_name: str, pass_fds: Sequence[int] = ()) -> None:
+        """Start it. `images` is the directory CRIU reads or writes; `pass_fds` keep their numbers.
+
+        Raises `CriuMissing` or `OSError`.
+        """
+        self._images = images
+        self._log = images / log_name
+        self._log_name = log_name
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._socket = ours
+            self._process = subprocess.Popen(
+                [find_criu(), "swrk", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_ENVIRONMENT,
+                cwd="/",
+                pass_fds=(theirs.fileno(), *pass_fds),
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def dump(self, pid: int, *, shell_job: bool) -> None:
+        """Dump the tree of `pid` into the images directory, leaving it stopped."""
+        request = self._request(messages.DUMP, shell_job)
+        request.opts.pid = pid
+        await self._call(request, "dump")
+
+    async def restore(self, inherit: dict[str, int], *, shell_job: bool) -> int:
+        """Restore from the images directory, stopped; `inherit` maps keys to `pass_fds`.
+
+        Returns the PID of the tree's root.
+        """
+        request = self._request(messages.RESTORE, shell_job)
+        for key, fd in inherit.items():
+            request.opts.inherit_fd.add(key=key, fd=fd)
+        response = await self._call(request, "restore")
+        return int(response.restore.pid)
+
+    def _request(self, kind: int, shell_job: bool) -> Any:
+        request = messages.Request(type=kind)
+        opts = request.opts
+        opts.log_level = _LOG_LEVEL
+        opts.log_file = self._log_name
+        opts.tcp_close = True  # established sockets are ours: CRIU records them, no more
+        opts.network_lock = messages.NETWORK_LOCK_SKIP
+        opts.leave_stopped = True
+        opts.manage_cgroups_mode = messages.CGROUPS_IGNORE
+        opts.file_locks = True
+        opts.ghost_limit = _GHOST_LIMIT
+        opts.shell_job = shell_job
+        return request
+
+    async def _call(self, request: Any, action: str) -> Any:
+        directory = os.open(self._images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        loop = asyncio.get_running_loop()
+        try:
+            request.opts.images_dir_fd = directory
+            await loop.sock_sendall(self._socket, request.SerializeToString())
+            answer = await loop.sock_recv(self._socket, _MAX_MESSAGE)
+        except OSError as error:
+            raise self._error(action, str(error)) from error
+        finally:
+            os.close(directory)
+        if not answer:
+            raise self._error(action, "it ended without an answer")
+        response = messages.Response.FromString(answer)
+        if not response.success:
+            detail = response.cr_errmsg or os.strerror(response.cr_errno or 0)
+            raise self._error(action, detail.strip())
+        return response
+
+    def _error(self, action: str, detail: str) -> CriuError:
+        """The first error of CRIU's log says more than its answer does."""
+        try:
+            lines = _ERROR_LINE.findall(self._log.read_text(errors="replace"))
+        except OSError:
+            lines = []
+        log = "; ".join(line.strip() for line in lines[-4:]) or "empty"
+        return CriuError(action=action, detail=lines[0].strip() if lines else detail, log=log)
+
+    def close(self) -> None:
+        """End the process (it ends by itself when the socket closes) and reap it."""
+        self._socket.close()
+        if self._process.poll() is None:
+            try:
+                self._process.wait(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()

@@ -1,0 +1,132 @@
+"""Stop, continue or kill a process tree, through pidfds, so that no reused PID is ever hit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+from agent.errors import AgentError
+
+_POLL = 0.0003  # seconds between looks at the states
+_FREEZE_TIMEOUT = 2.0
+_KILL_TIMEOUT = 5.0
+
+
+class FreezeError(AgentError):
+    code = "freeze"
+    template = "process {pid} cannot be stopped: {detail}"
+    hint_template = "See what it waits for in /proc/{pid}/wchan and /proc/{pid}/stack."
+
+
+def children(pid: int) -> list[int]:
+    """The children of every thread of `pid`; empty when it has gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
+def thread_states(pid: int) -> dict[int, str]:
+    """State letter of each thread (proc_pid_stat(5)); empty when the process has gone."""
+    states: dict[int, str] = {}
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{pid}/task/{task}/stat").read_text()
+                states[int(task)] = stat[stat.rindex(")") + 2]
+    return states
+
+
+class Tree:
+    """A root process and its descendants, held by pidfds."""
+
+    def __init__(self, root: int) -> None:
+        """Raises `FreezeError` when there is no such process."""
+        self.root = root
+        self.pidfds: dict[int, int] = {}
+        self._stopped_before: set[int] = set()
+        if not self._adopt(root):
+            raise FreezeError(pid=root, detail="it has ended")
+
+    def _adopt(self, pid: int) -> bool:
+        try:
+            self.pidfds[pid] = os.pidfd_open(pid)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def pids(self) -> list[int]:
+        """The members found so far, root first."""
+        return list(self.pidfds)
+
+    def refresh(self) -> None:
+        """Find the members of now."""
+        queue = [self.root]
+        while queue:
+            for child in children(queue.pop()):
+                if child in self.pidfds or self._adopt(child):
+                    queue.append(child)
+
+    async def freeze(self) -> None:
+        """Stop every thread of the tree, also of children born meanwhile.
+
+        Raises `FreezeError` after a time; what was stopped is for `thaw` to continue.
+        """
+        deadline = time.monotonic() + _FREEZE_TIMEOUT
+        known: set[int] = set()
+        while True:
+            self.refresh()
+            fresh = [pid for pid in self.pidfds if pid not in known]
+            for pid in fresh:
+                known.add(pid)
+                if "T" in thread_states(pid).values():
+                    self._stopped_before.add(pid)
+                self._signal(pid, signal.SIGSTOP)
+            running = [pid for pid in known if not self._is_stopped(pid)]
+            if not running and not fresh:
+                return
+            if running and time.monotonic() > deadline:
+                states = ", ".join(sorted(set(thread_states(running[0]).values())))
+                raise FreezeError(pid=running[0], detail=f"its threads are in state {states}")
+            if running:
+                await asyncio.sleep(_POLL)
+
+    def _is_stopped(self, pid: int) -> bool:
+        states = thread_states(pid)
+        if not states or all(state in "ZX" for state in states.values()):
+            return True
+        return all(state in "TtZX" for state in states.values())
+
+    def thaw(self) -> None:
+        """Continue what `freeze` stopped, children first."""
+        for pid in reversed(self.pids):
+            if pid not in self._stopped_before:
+                self._signal(pid, signal.SIGCONT)
+
+    def _signal(self, pid: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfds[pid], number)
+
+    async def kill(self) -> None:
+        """Kill the tree and wait until every member has ended."""
+        for pid in self.pids:
+            self._signal(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_TIMEOUT
+        for pid, pidfd in self.pidfds.items():
+            while not select.select([pidfd], [], [], 0)[0]:
+                if time.monotonic() > deadline:
+                    raise FreezeError(pid=pid, detail="it does not end after SIGKILL")
+                await asyncio.sleep(_POLL)
+
+    def close(self) -> None:
+        for pidfd in self.pidfds.values():
+            os.close(pidfd)
+        self.pidfds.clear()

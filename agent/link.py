@@ -1,0 +1,319 @@
+"""The link between the two agents: records over a one-time SSH connection, or relayed.
+
+The destination listens once, on an ephemeral port, for one client whose key it was told, with a
+host key the source was told; both keys live only in memory. Where the source cannot reach that
+port, the same bytes travel as events through the orchestrator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+
+from agent.errors import AgentError, PeerLost
+from agent.image.records import Record, RecordDecoder, RecordEncoder
+
+USER = "streamferry"
+CONNECT_TIMEOUT = 3.0  # seconds, for each address of the destination
+_WINDOW = 64 << 20
+_PACKET = 1 << 20
+_CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"]
+_HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
+_RELAY_CHUNK = 1 << 20
+
+
+class Link:
+    """Records in both directions, in order. A transport feeds it and carries what it sends."""
+
+    def __init__(self) -> None:
+        self._encoder = RecordEncoder()
+        self._decoder = RecordDecoder()
+        self._records: deque[tuple[Record, int]] = deque()
+        self._waiting = 0
+        self._arrived = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._failure: AgentError | None = None
+        self._write: Callable[[bytes], None] | None = None
+        self._close: Callable[[], None] | None = None
+        self._pause: Callable[[bool], None] | None = None
+        self.opened = asyncio.Event()
+        self.phase = "lock"  # named by the error when the link breaks
+        self.relayed = False
+
+    # --- for the two drivers
+
+    def send(self, record: Record) -> None:
+        """Queue a record. Raises `PeerLost` when the link is gone."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._write is not None, "the link is not open"
+        for part in self._encoder.encode(record):
+            self._write(part)
+
+    async def drain(self) -> None:
+        """Wait until the transport takes more."""
+        await self._writable.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def receive(self) -> Record:
+        """The next record. Raises what broke the link, once all records before it are taken."""
+        while not self._records:
+            if self._failure is not None:
+                raise self._failure
+            self._arrived.clear()
+            await self._arrived.wait()
+        record, size = self._records.popleft()
+        self._waiting -= size
+        if self._pause is not None and self._waiting < _HIGH_WATER // 2:
+            self._pause(False)
+        return record
+
+    def close(self) -> None:
+        """End the link; what was sent before still arrives."""
+        self._failed(self._lost("closed"))
+        if self._close is not None:
+            self._close()
+
+    @property
+    def broken(self) -> AgentError | None:
+        return self._failure
+
+    # --- for the transport
+
+    def attach(
+        self,
+        write: Callable[[bytes], None],
+        close: Callable[[], None],
+        pause: Callable[[bool], None] | None = None,
+    ) -> None:
+        self._write, self._close, self._pause = write, close, pause
+        self.opened.set()
+
+    def feed(self, data: bytes) -> None:
+        if self._failure is not None:
+            return
+        try:
+            for record in self._decoder.feed(data):
+                self._records.append((record, len(data)))
+                self._waiting += len(data)
+                self._arrived.set()
+        except AgentError as error:
+            self._failed(error)
+        if self._pause is not None and self._waiting > _HIGH_WATER:
+            self._pause(True)
+
+    def ended(self, error: BaseException | None) -> None:
+        """The transport is gone."""
+        try:
+            self._decoder.end()
+        except AgentError as truncated:
+            self._failed(truncated)
+        self._failed(self._lost(str(error) if error else "the other agent has gone"))
+
+    def writable(self, yes: bool) -> None:
+        if yes:
+            self._writable.set()
+        else:
+            self._writable.clear()
+
+    def _lost(self, detail: str) -> PeerLost:
+        return PeerLost(phase=self.phase, detail=detail)
+
+    def _failed(self, error: AgentError) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._arrived.set()
+        self._writable.set()
+
+
+class _Session(asyncssh.SSHServerSession[bytes], asyncssh.SSHClientSession[bytes]):
+    """One SSH session channel that carries a link; the same on both ends."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._channel: Any = None
+
+    def connection_made(self, channel: Any) -> None:
+        self._channel = channel
+
+    def shell_requested(self) -> bool:
+        return True
+
+    def session_started(self) -> None:
+        channel = self._channel
+        self._link.attach(channel.write, channel.close, self._pause)
+
+    def _pause(self, pause: bool) -> None:
+        with contextlib.suppress(OSError):
+            if pause:
+                self._channel.pause_reading()
+            else:
+                self._channel.resume_reading()
+
+    def data_received(self, data: bytes, datatype: object) -> None:
+        self._link.feed(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._link.writable(False)
+
+    def resume_writing(self) -> None:
+        self._link.writable(True)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._link.ended(error)
+
+
+class _OneTimeServer(asyncssh.SSHServer):
+    """Admits one client, with the one key."""
+
+    def __init__(self, owner: LinkServer) -> None:
+        self._owner = owner
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        return username == USER and key.public_data == self._owner.client_key.public_data
+
+    def session_requested(self) -> Any:
+        return self._owner.admit()
+
+
+class LinkServer:
+    """The destination's end, until the source has connected."""
+
+    def __init__(self, link: Link, client_key: str) -> None:
+        """`client_key` is the source's public key, in OpenSSH form."""
+        self.client_key = asyncssh.import_public_key(client_key)
+        self._host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self._link = link
+        self._taken = False
+        self._listener: asyncssh.SSHAcceptor | None = None
+
+    async def listen(self, host: str) -> dict[str, Any]:
+        """Listen on `host`, an address of this machine; returns what the source must know."""
+        self._listener = await asyncssh.listen(
+            host,
+            0,
+            server_factory=lambda: _OneTimeServer(self),
+            server_host_keys=[self._host_key],
+            encryption_algs=_CIPHERS,
+            compression_algs=["none"],
+            encoding=None,
+            window=_WINDOW,
+            max_pktsize=_PACKET,
+            login_timeout=10,
+            keepalive_interval=5,
+            line_editor=False,
+            agent_forwarding=False,
+            x11_forwarding=False,
+        )
+        return {
+            "addresses": [host],
+            "port": self._listener.get_port(),
+            "host_key": self._host_key.export_public_key().decode(),
+        }
+
+    def admit(self) -> Any:
+        if self._taken:
+            return False
+        self._taken = True
+        self.stop_listening()
+        return _Session(self._link)
+
+    def stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+
+class LinkClient:
+    """The source's end."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._key = asyncssh.generate_private_key("ssh-ed25519")
+        self._connection: asyncssh.SSHClientConnection | None = None
+
+    @property
+    def public_key(self) -> str:
+        return self._key.export_public_key().decode()
+
+    async def connect(self, addresses: list[str], port: int, host_key: str) -> bool:
+        """Connect to the first address that answers; false when none can be reached."""
+        trusted = asyncssh.import_public_key(host_key)
+        for address in addresses:
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    self._connection = await asyncssh.connect(
+                        address,
+                        port,
+                        config=None,
+                        username=USER,
+                        client_keys=[self._key],
+                        known_hosts=([trusted], [], []),
+                        server_host_key_algs=["ssh-ed25519"],
+                        agent_path=None,
+                        encryption_algs=_CIPHERS,
+                        compression_algs=["none"],
+                        keepalive_interval=5,
+                    )
+                    await self._connection.create_session(
+                        lambda: _Session(self._link),
+                        encoding=None,
+                        window=_WINDOW,
+                        max_pktsize=_PACKET,
+                    )
+                    return True
+            except (OSError, TimeoutError, asyncssh.Error):
+                continue
+        return False
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class Relay:
+    """Carries a link as events of the control channel."""
+
+    def __init__(self, link: Link, send_event: Callable[[str, dict[str, Any]], None]) -> None:
+        self._link = link
+        self._send_event = send_event
+
+    def open(self) -> None:
+        self._link.relayed = True
+        self._link.attach(self._write, lambda: self._send_event("relay", {"data": b""}))
+
+    def _write(self, data: bytes) -> None:
+        for start in range(0, len(data), _RELAY_CHUNK):
+            self._send_event("relay", {"data": data[start : start + _RELAY_CHUNK]})
+
+    def event(self, data: dict[str, Any]) -> None:
+        """A "relay" event has come from the orchestrator."""
+        if not self._link.opened.is_set():
+            self.open()
+        if data["data"]:
+            self._link.feed(data["data"])
+        else:
+            self._link.ended(None)
+
+
+def reached_address() -> str | None:
+    """The address at which this host's sshd was reached (SSH_CONNECTION, ssh(1))."""
+    fields = os.environ.get("SSH_CONNECTION", "").split()
+    return fields[2] if len(fields) == 4 else None

@@ -1,0 +1,69 @@
+"""Find a tree's TCP sockets and take copies of their descriptors (pidfd_getfd(2))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Mapping
+
+from agent.kernel import uapi
+from agent.kernel.syscalls import pidfd_getfd
+
+_PREFIX = "socket:["
+
+
+def socket_descriptors(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """inode -> (pid, descriptor) of one descriptor for each socket the processes have open."""
+    found: dict[int, tuple[int, int]] = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            directory = f"/proc/{pid}/fd"
+            for name in os.listdir(directory):
+                with contextlib.suppress(OSError):
+                    target = os.readlink(f"{directory}/{name}")
+                    if target.startswith(_PREFIX):
+                        found.setdefault(int(target[len(_PREFIX) : -1]), (pid, int(name)))
+    return found
+
+
+def steal(
+    pidfds: Mapping[int, int], descriptors: Mapping[int, tuple[int, int]]
+) -> dict[int, socket.socket]:
+    """inode -> our copy of each TCP socket that is connected or listening.
+
+    The open file description is shared with the process: what is set here is set there, too.
+    """
+    stolen: dict[int, socket.socket] = {}
+    for inode, (pid, fd) in descriptors.items():
+        try:
+            copy = pidfd_getfd(pidfds[pid], fd)
+        except OSError:
+            continue  # closed since the descriptors were listed
+        sock = socket.socket(fileno=copy)
+        if is_live_tcp(sock):
+            stolen[inode] = sock
+        else:
+            sock.close()
+    return stolen
+
+
+def is_live_tcp(sock: socket.socket) -> bool:
+    """Whether this is a TCP socket in any state but CLOSE (those CRIU restores by itself)."""
+    return (
+        sock.family in (socket.AF_INET, socket.AF_INET6)
+        and sock.type == socket.SOCK_STREAM
+        and sock.proto == socket.IPPROTO_TCP
+        and state_of(sock) != uapi.TCP_CLOSE
+    )
+
+
+def state_of(sock: socket.socket) -> int:
+    """TCP_ESTABLISHED, TCP_LISTEN ..."""
+    return sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 1)[0]
+
+
+def accept_queue(listener: socket.socket) -> int:
+    """How many connections wait to be accepted (tcpi_unacked of a listening socket)."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 28)
+    return int.from_bytes(info[24:28], "little")
