@@ -45,14 +45,20 @@ class AgentError(Exception):
         return {"code": self.code, "fields": self.fields}
 
 
+def is_known(code: str) -> bool:
+    """Whether a loaded class has this code."""
+    return code == AgentError.code or code in AgentError._registry
+
+
 def from_wire(wire: object) -> AgentError:
     """Rebuild an error from `to_wire()`; anything malformed becomes a plain `AgentError`."""
     try:
-        assert isinstance(wire, dict)
-        cls = AgentError._registry.get(wire["code"], AgentError)
+        if not isinstance(wire, dict):
+            raise TypeError("not a map")
+        cls = AgentError if wire["code"] == "internal" else AgentError._registry[wire["code"]]
         return cls(**{str(key): value for key, value in wire["fields"].items()})
-    except (AssertionError, AttributeError, KeyError, IndexError, TypeError, ValueError):
-        return AgentError(detail=f"an error that cannot be read: {wire!r:.200}")
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return AgentError(detail=f"an error that cannot be read: {str(wire):.200}")
 
 
 class ProtocolError(AgentError):

@@ -78,9 +78,10 @@ class Server:
 
     def _dispatch(self, message: Message) -> None:
         if "event" in message:
-            handler = self._events.get(message["event"])
+            event = message["event"]
+            handler = self._events.get(event) if isinstance(event, str) else None
             if handler is None or not isinstance(message.get("data"), dict):
-                raise ProtocolError(detail=f"unknown event {message.get('event')!r:.80}")
+                raise ProtocolError(detail=f"unknown event {event!r:.80}")
             handler(message["data"])
             return
         number, name, args = message.get("id"), message.get("call"), message.get("args", {})

@@ -1,0 +1,145 @@
+"""One session of the agent: the calls it allows, and its end.
+
+The session ends when stdin ends, when the other side breaks the protocol, or at SIGTERM,
+SIGHUP or SIGINT. A migration under way is told with `orchestrator_gone()` and awaited to
+its end: before the commit it undoes, after it goes forward. Only then the agent exits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+import sys
+from typing import Any, Protocol
+
+from agent.errors import AgentError
+from agent.server import Handler, Server
+from agent.stdio import StdioTransport
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class NotPrepared(AgentError):
+    code = "not-prepared"
+    template = "{call} was called before {role}.prepare"
+
+
+class AlreadyPrepared(AgentError):
+    code = "already-prepared"
+    template = "this agent already serves a migration as its {role}"
+
+
+class Migration(Protocol):
+    """What the session needs of `SourceMigration` and `DestinationMigration`."""
+
+    def orchestrator_gone(self) -> Any: ...
+
+
+class Calls:
+    """The allow-list. `agent.probe`, `agent.source` and `agent.destination` load at first use."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.source: Any = None
+        self.destination: Any = None
+
+    def expose_all(self) -> None:
+        handlers: dict[str, Handler] = {
+            "probe.host": self._probe_host,
+            "probe.process": self._probe_process,
+            "probe.destination": self._probe_destination,
+            "source.prepare": self._source_prepare,
+            "source.run": self._source_run,
+            "source.cancel": self._source_cancel,
+            "source.resolve": self._source_resolve,
+            "destination.prepare": self._destination_prepare,
+            "destination.run": self._destination_run,
+        }
+        for name, handler in handlers.items():
+            self._server.expose(name, handler)
+
+    @property
+    def active(self) -> list[Migration]:
+        """The migration this agent takes part in, if any."""
+        return [one for one in (self.source, self.destination) if one is not None]
+
+    async def _probe_host(self, images_dir: str) -> Any:
+        from agent import probe
+
+        return await probe.host(images_dir=images_dir)
+
+    async def _probe_process(self, pid: int) -> Any:
+        from agent import probe
+
+        return await probe.process(pid=pid)
+
+    async def _probe_destination(self, process: dict[str, Any], images_dir: str) -> Any:
+        from agent import probe
+
+        return await probe.destination(process=process, images_dir=images_dir)
+
+    async def _source_prepare(self, plan: dict[str, Any]) -> Any:
+        from agent.source import SourceMigration
+
+        if self.active:
+            raise AlreadyPrepared(role="source" if self.source else "destination")
+        self.source = SourceMigration(self._server)
+        return await self.source.prepare(plan=plan)
+
+    async def _source_run(self, link: dict[str, Any]) -> Any:
+        return await self._prepared("source", "source.run").run(link=link)
+
+    async def _source_cancel(self) -> Any:
+        return await self._prepared("source", "source.cancel").cancel()
+
+    async def _source_resolve(self, committed: bool) -> Any:
+        return await self._prepared("source", "source.resolve").resolve(committed=committed)
+
+    async def _destination_prepare(self, plan: dict[str, Any], client_key: str) -> Any:
+        from agent.destination import DestinationMigration
+
+        if self.active:
+            raise AlreadyPrepared(role="source" if self.source else "destination")
+        self.destination = DestinationMigration(self._server)
+        return await self.destination.prepare(plan=plan, client_key=client_key)
+
+    async def _destination_run(self) -> Any:
+        return await self._prepared("destination", "destination.run").run()
+
+    def _prepared(self, role: str, call: str) -> Any:
+        migration = getattr(self, role)
+        if migration is None:
+            raise NotPrepared(call=call, role=role)
+        return migration
+
+
+async def serve(read_fd: int, write_fd: int) -> None:
+    """Serve the orchestrator on the two descriptors until it is gone and all is settled."""
+    transport: StdioTransport
+    server: Server
+
+    def received(data: bytes) -> None:
+        server.feed(data)
+
+    transport = StdioTransport(read_fd, write_fd, received)
+    server = Server(transport)
+    calls = Calls(server)
+    calls.expose_all()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, transport.ended.set)
+    server.hello()
+    transport.start()
+
+    await transport.ended.wait()
+    if transport.failure is not None:
+        print(f"streamferry: {transport.failure}", file=sys.stderr, flush=True)
+    server.disconnected.set()
+    transport.close()  # whoever waits for room to write goes on
+    for migration in calls.active:
+        told = migration.orchestrator_gone()
+        if inspect.isawaitable(told):
+            await told
+    if calls.active:
+        await server.finish()

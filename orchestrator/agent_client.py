@@ -1,0 +1,187 @@
+"""An agent as the orchestrator sees it: one typed stub per call, events by callback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+from agent import PROTOCOL_VERSION
+from agent.errors import AgentError, ProtocolError, VersionMismatch
+from agent.wire.frames import FrameDecoder, Message, encode
+from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
+
+HELLO_TIMEOUT = 30.0
+
+Facts = dict[str, Any]
+EventHandler = Callable[[dict[str, Any]], Awaitable[None] | None]
+
+
+class Channel(Protocol):
+    """The byte stream to an agent (`orchestrator.transport.SshChannel`)."""
+
+    host: str
+    addresses: list[str]
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    async def why_ended(self) -> AgentError: ...
+    async def close(self, patience: float) -> None: ...
+
+
+class AgentClient:
+    """Calls to one agent. A call raises what the agent answered with (`AgentError`), or the
+    reason why the agent is gone (a `HostError`)."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._decoder = FrameDecoder()
+        self._next = 1
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._events: dict[str, EventHandler] = {}
+        self._hello: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._hello.add_done_callback(_retrieve)
+        self._reader: asyncio.Task[None] | None = None
+        self._gone: AgentError | None = None
+
+    @property
+    def host(self) -> str:
+        return self._channel.host
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the host's sshd was reached."""
+        return self._channel.addresses
+
+    async def start(self) -> None:
+        """Await the agent's hello. Raises a `HostError` or `VersionMismatch`."""
+        self._reader = asyncio.create_task(self._read())
+        try:
+            hello = await asyncio.wait_for(asyncio.shield(self._hello), HELLO_TIMEOUT)
+        except TimeoutError:
+            raise AgentSilent(host=self.host, seconds=HELLO_TIMEOUT) from None
+        if hello["hello"] != PROTOCOL_VERSION:
+            raise VersionMismatch(theirs=str(hello["hello"]), ours=PROTOCOL_VERSION)
+
+    def on_event(self, name: str, handler: EventHandler) -> None:
+        """Have `handler` called with the data of each event `name`. What it awaits holds up
+        the reading from this agent (back-pressure)."""
+        self._events[name] = handler
+
+    async def send_event(self, name: str, data: dict[str, Any]) -> None:
+        """Tell the agent; returns when there is room for more."""
+        if self._gone is None:
+            self._channel.write(encode({"event": name, "data": data}))
+            await self._channel.drain()
+
+    async def close(self, patience: float = 15.0) -> None:
+        """Let the agent go: it settles what is under way within `patience` seconds."""
+        await self._channel.close(patience)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    # The calls, one stub each.
+
+    async def probe_host(self, images_dir: str) -> Facts:
+        return await self._map("probe.host", images_dir=images_dir)
+
+    async def probe_process(self, pid: int) -> Facts:
+        return await self._map("probe.process", pid=pid)
+
+    async def probe_destination(self, process: Facts, images_dir: str) -> Facts:
+        return await self._map("probe.destination", process=process, images_dir=images_dir)
+
+    async def source_prepare(self, plan: Facts) -> Facts:
+        """{"public_key": str}"""
+        return await self._map("source.prepare", plan=plan)
+
+    async def destination_prepare(self, plan: Facts, client_key: str) -> Facts:
+        """{"addresses": [str], "port": int, "host_key": str}"""
+        return await self._map("destination.prepare", plan=plan, client_key=client_key)
+
+    async def source_run(self, link: Facts) -> Facts:
+        """The source's report, when all is over there."""
+        return await self._map("source.run", link=link)
+
+    async def destination_run(self) -> Facts:
+        """The destination's report, when all is over there."""
+        return await self._map("destination.run")
+
+    async def source_cancel(self) -> bool:
+        """Whether the migration will be undone; False once it is too late."""
+        return bool((await self._map("source.cancel")).get("accepted"))
+
+    async def source_resolve(self, committed: bool) -> Facts:
+        """Tell a source in doubt what the destination did; its final report."""
+        return await self._map("source.resolve", committed=committed)
+
+    async def _map(self, call: str, **args: Any) -> Facts:
+        result = await self._call(call, args)
+        if not isinstance(result, dict):
+            raise AgentGarbled(host=self.host, detail=f"{call} returned {str(result):.80}")
+        return result
+
+    async def _call(self, call: str, args: dict[str, Any]) -> Any:
+        if self._gone is not None:
+            raise self._gone
+        number, self._next = self._next, self._next + 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            self._channel.write(encode({"id": number, "call": call, "args": args}))
+            await self._channel.drain()
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _read(self) -> None:
+        reason: AgentError
+        try:
+            async for data in self._channel.chunks():
+                for message in self._decoder.feed(data):
+                    await self._handle(message)
+            reason = await self._channel.why_ended()
+        except ProtocolError as error:
+            reason = AgentGarbled(host=self.host, detail=str(error.fields.get("detail", error)))
+        except asyncio.CancelledError:
+            reason = AgentSilent(host=self.host, seconds=0)
+        except Exception as error:  # a fault of ours must not leave the calls waiting for ever
+            reason = AgentError(detail=f"reading from {self.host}: {error!r}")
+        self._gone = reason
+        for future in (*self._waiting.values(), self._hello):
+            if not future.done():
+                future.set_exception(reason)
+                future.exception()
+
+    async def _handle(self, message: Message) -> None:
+        if not self._hello.done():
+            if not isinstance(message.get("hello"), int):
+                raise ProtocolError(detail="the first message is not a hello")
+            self._hello.set_result(message)
+            return
+        if "event" in message:
+            data = message.get("data")
+            if not isinstance(message["event"], str) or not isinstance(data, dict):
+                raise ProtocolError(detail="an event without a name or data")
+            handler = self._events.get(message["event"])
+            waits = handler(data) if handler is not None else None
+            if waits is not None:
+                await waits
+            return
+        number = message.get("id")
+        if not isinstance(number, int) or not ("result" in message or "error" in message):
+            raise ProtocolError(detail="a message that is neither a reply nor an event")
+        future = self._waiting.get(number)
+        if future is None or future.done():
+            return  # nobody waits for this reply any more
+        if "error" in message:
+            future.set_exception(from_wire(message["error"]))
+        else:
+            future.set_result(message["result"])
+
+
+def _retrieve(future: asyncio.Future[Message]) -> None:
+    if not future.cancelled():
+        future.exception()
