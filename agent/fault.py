@@ -74,3 +74,16 @@ class Faults:
             await asyncio.Event().wait()
         elif action.startswith("delay="):
             await asyncio.sleep(float(action.removeprefix("delay=")))
+
+
+def damage(action: str, header: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """A record as `action` spoils it on the wire; `agent.image.records` has the layout."""
+    if action == "corrupt":
+        return header, body[:-1] + bytes([body[-1] ^ 1])
+    if action == "truncate":
+        return header, body[: len(body) // 2]
+    if action == "oversize":
+        return header[:8] + b"\xff\xff\xff\xff" + header[12:], body
+    if action == "newer":
+        return header[:2] + bytes([header[2] + 1]) + header[3:], body
+    return header, body

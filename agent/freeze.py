@@ -51,7 +51,7 @@ class Tree:
         """Raises `FreezeError` when there is no such process."""
         self.root = root
         self.pidfds: dict[int, int] = {}
-        self._stopped_before: set[int] = set()
+        self.stopped_before: set[int] = set()
         if not self._adopt(root):
             raise FreezeError(pid=root, detail="it has ended")
 
@@ -88,7 +88,7 @@ class Tree:
             for pid in fresh:
                 known.add(pid)
                 if "T" in thread_states(pid).values():
-                    self._stopped_before.add(pid)
+                    self.stopped_before.add(pid)
                 self._signal(pid, signal.SIGSTOP)
             running = [pid for pid in known if not self._is_stopped(pid)]
             if not running and not fresh:
@@ -108,7 +108,7 @@ class Tree:
     def thaw(self) -> None:
         """Continue what `freeze` stopped, children first."""
         for pid in reversed(self.pids):
-            if pid not in self._stopped_before:
+            if pid not in self.stopped_before:
                 self._signal(pid, signal.SIGCONT)
 
     def _signal(self, pid: int, number: int) -> None:

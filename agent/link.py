@@ -26,6 +26,9 @@ _PACKET = 1 << 20
 _CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"]
 _HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
 _RELAY_CHUNK = 1 << 20
+_JOIN = 64 << 10
+
+Damage = Callable[[bytes, bytes], tuple[bytes, bytes]]
 
 
 class Link:
@@ -39,9 +42,11 @@ class Link:
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._failure: AgentError | None = None
+        self._failure: AgentError | None = None  # nothing more can be received
+        self._gone: AgentError | None = None  # nothing more can be sent
         self._write: Callable[[bytes], None] | None = None
         self._close: Callable[[], None] | None = None
+        self._end_output: Callable[[], None] = self.close
         self._pause: Callable[[bool], None] | None = None
         self.opened = asyncio.Event()
         self.phase = "lock"  # named by the error when the link breaks
@@ -49,19 +54,34 @@ class Link:
 
     # --- for the two drivers
 
-    def send(self, record: Record) -> None:
-        """Queue a record. Raises `PeerLost` when the link is gone."""
-        if self._failure is not None:
-            raise self._failure
+    def send(self, record: Record, damage: Damage | None = None) -> None:
+        """Queue a record. Raises `PeerLost` when the link is gone.
+
+        `damage` may spoil it (for tests); one that comes out short also ends the link.
+        """
+        if self._gone is not None:
+            raise self._gone
         assert self._write is not None, "the link is not open"
-        for part in self._encoder.encode(record):
-            self._write(part)
+        header, body = self._encoder.encode(record)
+        if damage is not None:
+            whole = len(body)
+            header, body = damage(header, body)
+            if len(body) < whole:
+                self._write(header + body)
+                self._end_output()
+                return
+        # One write for what is small: each becomes a packet with its own MAC.
+        if len(body) < _JOIN:
+            self._write(header + body)
+        else:
+            self._write(header)
+            self._write(body)
 
     async def drain(self) -> None:
         """Wait until the transport takes more."""
         await self._writable.wait()
-        if self._failure is not None:
-            raise self._failure
+        if self._gone is not None:
+            raise self._gone
 
     async def receive(self) -> Record:
         """The next record. Raises what broke the link, once all records before it are taken."""
@@ -79,6 +99,7 @@ class Link:
     def close(self) -> None:
         """End the link; what was sent before still arrives."""
         self._failed(self._lost("closed"))
+        self._gone = self._gone or self._failure
         if self._close is not None:
             self._close()
 
@@ -93,8 +114,10 @@ class Link:
         write: Callable[[bytes], None],
         close: Callable[[], None],
         pause: Callable[[bool], None] | None = None,
+        end_output: Callable[[], None] | None = None,
     ) -> None:
         self._write, self._close, self._pause = write, close, pause
+        self._end_output = end_output or self.close
         self.opened.set()
 
     def feed(self, data: bytes) -> None:
@@ -110,13 +133,23 @@ class Link:
         if self._pause is not None and self._waiting > _HIGH_WATER:
             self._pause(True)
 
+    def input_ended(self) -> None:
+        """Nothing more will come."""
+        try:
+            self._decoder.end()
+        except AgentError as truncated:
+            self._failed(truncated)
+        self._failed(self._lost("the other agent ended it"))
+
     def ended(self, error: BaseException | None) -> None:
         """The transport is gone."""
         try:
             self._decoder.end()
         except AgentError as truncated:
             self._failed(truncated)
-        self._failed(self._lost(str(error) if error else "the other agent has gone"))
+        lost = self._lost(str(error) if error else "the other agent has gone")
+        self._gone = self._gone or lost
+        self._failed(lost)
 
     def writable(self, yes: bool) -> None:
         if yes:
@@ -149,7 +182,7 @@ class _Session(asyncssh.SSHServerSession[bytes], asyncssh.SSHClientSession[bytes
 
     def session_started(self) -> None:
         channel = self._channel
-        self._link.attach(channel.write, channel.close, self._pause)
+        self._link.attach(channel.write, channel.close, self._pause, channel.write_eof)
 
     def _pause(self, pause: bool) -> None:
         with contextlib.suppress(OSError):
@@ -162,7 +195,8 @@ class _Session(asyncssh.SSHServerSession[bytes], asyncssh.SSHClientSession[bytes
         self._link.feed(data)
 
     def eof_received(self) -> bool:
-        return False
+        self._link.input_ended()
+        return True  # we may still have to say why it failed
 
     def pause_writing(self) -> None:
         self._link.writable(False)

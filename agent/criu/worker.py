@@ -70,6 +70,7 @@ class CriuWorker:
                 start_new_session=True,
             )
         ours.setblocking(False)
+        self.busy = False  # it holds the process
 
     @property
     def pid(self) -> int:
@@ -111,12 +112,14 @@ class CriuWorker:
         loop = asyncio.get_running_loop()
         try:
             request.opts.images_dir_fd = directory
+            self.busy = True
             await loop.sock_sendall(self._socket, request.SerializeToString())
             answer = await loop.sock_recv(self._socket, _MAX_MESSAGE)
         except OSError as error:
             raise self._error(action, str(error)) from error
         finally:
             os.close(directory)
+        self.busy = False
         if not answer:
             raise self._error(action, "it ended without an answer")
         response = messages.Response.FromString(answer)

@@ -4,9 +4,9 @@ A record is a header and a msgpack map:
 
     magic "SF" | version u8 | 0 u8 | sequence u32 | length u32 | digest 16 bytes | body
 
-The digest is SHA-256, cut to 128 bits, over the first twelve bytes and the body. A gap in the sequence, a wrong
-digest, a length over the limit or a newer version each raise their own error before anything is
-done with the body. docs/image-format.md lists the kinds of record.
+The digest is SHA-256, cut to 128 bits, over the first twelve bytes and the body. A gap in the
+sequence, a wrong digest, a length over the limit or a newer version each raise their own error
+before anything is done with the body. docs/image-format.md lists the kinds of record.
 """
 
 from __future__ import annotations

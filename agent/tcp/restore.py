@@ -155,6 +155,12 @@ def release(sock: socket.socket, stream: Stream) -> None:
     options.restore_late(sock, stream.options)
 
 
+def leave_repair(sock: socket.socket) -> None:
+    """Undo a dump that did not come to its end. Raises `OSError`."""
+    if sock.getsockopt(_TCP, uapi.TCP_REPAIR):
+        sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
+
+
 def probe_again(sock: socket.socket, stream: Stream) -> None:
     """Send one more window probe, as the first may have been lost."""
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)

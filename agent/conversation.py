@@ -1,0 +1,74 @@
+"""The source's half of what the two agents say to each other over the link.
+
+docs/architecture.md has the whole conversation. Every word of the destination is awaited by
+name; what breaks it, or a "failed", is raised to whoever waits and told to `on_failure`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from agent.errors import AgentError, ProtocolError, from_wire
+from agent.image.records import Record
+from agent.link import Link
+
+FROM_DESTINATION = ("pong", "locked", "prepared", "committed", "awake")
+
+
+class Conversation:
+    """Reads the link until it ends."""
+
+    def __init__(self, link: Link, on_failure: Callable[[AgentError], None]) -> None:
+        self._link = link
+        self._on_failure = on_failure
+        self._records: dict[str, deque[Record]] = {kind: deque() for kind in FROM_DESTINATION}
+        self._news = asyncio.Event()
+        self._failure: AgentError | None = None
+        self.refused = False  # the destination said "failed": it has undone everything
+        self.failed_phase: str | None = None  # the destination's, with `refused`
+        self._task = asyncio.create_task(self._read())
+
+    async def expect(self, kind: str) -> Record:
+        """The next record of this kind. Raises what ended the conversation."""
+        records = self._records[kind]
+        while not records:
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+        return records.popleft()
+
+    def heard(self, kind: str) -> bool:
+        """Whether a record of this kind waits."""
+        return bool(self._records[kind])
+
+    @property
+    def over(self) -> bool:
+        return self._failure is not None
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._take(await self._link.receive())
+                self._news.set()
+        except AgentError as error:
+            self._failure = error
+            self._news.set()
+            self._on_failure(error)
+
+    def _take(self, record: Record) -> None:
+        kind = record["kind"]
+        if kind == "failed":
+            self.refused = True
+            self.failed_phase = str(record.get("phase"))
+            raise from_wire(record.get("error"))
+        records = self._records.get(kind)
+        if records is None:
+            raise ProtocolError(detail=f"the destination sent {kind!r:.60}")
+        records.append(record)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

@@ -1,0 +1,230 @@
+"""The destination's part of a migration: lock, restore, commit, take over, wake; or leave nothing.
+
+Records are taken in the order in which they come. Whatever goes wrong before the first stream has
+left repair mode is undone here and told to the source ("failed"), which then goes on itself.
+Afterwards nothing is undone any more: this host has the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from typing import Any
+
+from agent.destination_host import DestinationHost
+from agent.errors import AgentError, BlackoutExceeded, PeerLost, ProtocolError, from_wire
+from agent.fault import Faults
+from agent.image.records import Record
+from agent.image.store import ImagesFull
+from agent.image.streams import StreamCollector
+from agent.link import Link, LinkServer, Relay, reached_address
+from agent.phases import Phases
+from agent.plan import Plan
+from agent.server import Server
+
+_LINK_TIMEOUT = 30.0  # seconds for the source to connect
+_SLACK = 2.0  # seconds over the plan's blackout before this side gives up by itself
+_GOODBYE = 5.0  # seconds after the peers are awake for the source's last packets
+
+
+class DestinationMigration:
+    """One migration, seen from the destination."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._phases = Phases(server.send_event)
+        self._link = Link()
+        self._relay = Relay(self._link, server.send_event)
+        self._collector = StreamCollector()
+        self._running = False
+        self._handover: Record = {}
+
+    # --- calls
+
+    async def prepare(self, plan: dict[str, Any], client_key: str) -> dict[str, Any]:
+        """Open the link's port and get everything ready that takes time."""
+        self._plan = Plan.from_wire(plan)
+        self._faults = Faults("destination", list(self._plan.faults))
+        self._host = DestinationHost(self._plan, self._phases, self._faults)
+        self._server.on_event("relay", self._relay.event)
+        self._listener = LinkServer(self._link, client_key)
+        address = reached_address()
+        reply = await self._listener.listen(address or "127.0.0.1")
+        reply["addresses"] = list(dict.fromkeys([*self._plan.link_hosts, *reply["addresses"]]))
+        return reply
+
+    async def run(self) -> dict[str, Any]:
+        """Take the process in; returns the report when all is over."""
+        self._running = True
+        error: AgentError | None = None
+        gc.collect()
+        gc.disable()
+        try:
+            await self._forward()
+        except AgentError as failure:
+            error = failure
+        except TimeoutError:
+            limit = self._plan.max_blackout
+            error = BlackoutExceeded(limit_s=limit, phase=self._phases.current)
+        except Exception as failure:
+            error = AgentError(detail=f"{type(failure).__name__}: {failure}")
+        finally:
+            gc.enable()
+        if error is not None and not self._host.committed:
+            await self._undo(error)
+        await self._close()
+        self._running = False
+        return self._report(error)
+
+    async def orchestrator_gone(self) -> None:
+        """The agents end it between themselves; without a link there is nobody to end it with."""
+        if self._link.relayed or not self._link.opened.is_set():
+            self._link.ended(None)
+            self._link.opened.set()
+        if not self._running:
+            await self._close()
+
+    # --- the way forward
+
+    async def _forward(self) -> None:
+        try:
+            async with asyncio.timeout(_LINK_TIMEOUT):
+                await self._link.opened.wait()
+        except TimeoutError:
+            raise PeerLost(phase="check", detail="the source did not connect") from None
+        await self._until("lock")
+        async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
+            await self._until("end")
+            pid = await self._host.restore_process()
+            self._link.send({"kind": "prepared", "pid": pid})
+            with self._phases.step("commit"):
+                await self._until("handover")
+                await self._faults.at("commit")
+            deadline.reschedule(None)
+            await self._take_over()
+        await self._finish()
+
+    async def _until(self, last: str) -> None:
+        """Take records in up to the one of kind `last`."""
+        while True:
+            record = await self._link.receive()
+            await self._take(record)
+            if record["kind"] == last:
+                return
+
+    async def _take(self, record: Record) -> None:
+        kind = record["kind"]
+        host = self._host
+        if kind == "file":
+            await self._store(record)
+        elif kind in ("streams", "queue"):
+            if streams := self._collector.feed(record):
+                with self._phases.step("restore_streams"):
+                    await self._faults.at("restore_streams")
+                    host.restore_streams(streams)
+        elif kind == "ping":
+            self._link.send({"kind": "pong", "at": time.monotonic()})
+        elif kind == "lock":
+            await self._faults.at("lock")
+            host.lock(record)
+            self._link.send({"kind": "locked"})
+        elif kind == "connections":
+            host.add_connections(record)
+        elif kind == "undo":
+            raise from_wire(record.get("error"))
+        elif kind == "handover":
+            self._handover = record
+        elif kind != "end":
+            raise ProtocolError(detail=f"the source sent {kind!r:.60}")
+
+    async def _store(self, record: Record) -> None:
+        self._phases.current = "ship"
+        if self._faults.action("ship") == "full":
+            raise ImagesFull(path=str(self._host.images))
+        await self._faults.at("ship")
+        files = record.get("files")
+        if not isinstance(files, list):
+            raise ProtocolError(detail="a record of files without files")
+        for row in files:
+            match row:
+                case [str(name), bytes(data)]:
+                    self._host.store(name, data)
+                case _:
+                    raise ProtocolError(detail="a malformed file in a record")
+
+    async def _take_over(self) -> None:
+        phases, host = self._phases, self._host
+        with phases.step("take_over"):
+            await self._faults.at("take_over")
+            host.take_addresses()
+        with phases.step("unlock"):
+            await self._faults.at("unlock")
+            host.unlock()
+        host.resume(_pids(self._handover.get("stopped")))
+        with contextlib.suppress(PeerLost):  # it will ask the orchestrator
+            self._link.send({"kind": "committed", "at": host.resumed_at})
+
+    async def _finish(self) -> None:
+        """After the commit: what the peers sent meanwhile, and the peers themselves."""
+        host = self._host
+        with self._phases.step("replay"):
+            with contextlib.suppress(AgentError):
+                await self._faults.at("replay")
+            host.replay(_packets(self._handover))
+        waking = asyncio.create_task(host.wake())
+        listening = asyncio.create_task(self._late_packets())
+        await waking
+        with contextlib.suppress(PeerLost):
+            self._link.send({"kind": "awake"})
+        await asyncio.wait({listening}, timeout=_GOODBYE)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+    async def _late_packets(self) -> None:
+        """Replay what still reached the source, until it says goodbye or is gone."""
+        with contextlib.suppress(AgentError):
+            while True:
+                record = await self._link.receive()
+                if record["kind"] != "packets":
+                    return
+                self._host.replay(_packets(record))
+
+    # --- the way back
+
+    async def _undo(self, error: AgentError) -> None:
+        self._phases.unwinding = True
+        phase = self._phases.to_blame
+        await self._host.undo()
+        with contextlib.suppress(AgentError, AssertionError):
+            self._link.send({"kind": "failed", "error": error.to_wire(), "phase": phase})
+
+    async def _close(self) -> None:
+        self._listener.stop_listening()
+        self._host.close()
+        if self._link.opened.is_set():
+            self._link.close()
+
+    def _report(self, error: AgentError | None) -> dict[str, Any]:
+        host = self._host
+        phase = self._phases.to_blame
+        return {
+            "outcome": "migrated" if host.committed else "rolled-back",
+            "error": None if error is None else {**error.to_wire(), "phase": phase},
+            "phases_ms": self._phases.ms,
+            "resumed_at": host.resumed_at,
+            "wake": host.wake_reports(),
+            "replayed_packets": host.replayed,
+        }
+
+
+def _packets(record: Record) -> list[bytes]:
+    packets = record.get("packets")
+    if not isinstance(packets, list):
+        return []
+    return [packet for packet in packets if isinstance(packet, bytes)]
+
+
+def _pids(value: object) -> set[int]:
+    return {pid for pid in value if isinstance(pid, int)} if isinstance(value, list) else set()

@@ -1,0 +1,224 @@
+"""What the destination does to its own host, step by step, and how all of it is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from agent.address import AddressMover
+from agent.criu.images import inherit_key
+from agent.criu.worker import CriuWorker
+from agent.errors import ProtocolError
+from agent.fault import Faults
+from agent.freeze import FreezeError, Tree
+from agent.image.records import Record
+from agent.image.store import ImageStore
+from agent.kernel import uapi
+from agent.netlock import apply, render
+from agent.netlock.render import Connection
+from agent.phases import Phases
+from agent.plan import Plan
+from agent.source_host import listeners_of
+from agent.tcp import options
+from agent.tcp.capture import Capture
+from agent.tcp.inventory import connection
+from agent.tcp.replay import Replayer
+from agent.tcp.restore import abandon, new_socket, release, restore
+from agent.tcp.stream import Stream
+from agent.tcp.wake import Waking, wake
+
+_MAX_SOCKETS = 1 << 20
+_ROOM = 1 << 30  # bytes of images over twice the memory that the plan speaks of
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class DestinationHost:
+    """The restored process, its sockets, lock and addresses on the destination."""
+
+    def __init__(self, plan: Plan, phases: Phases, faults: Faults) -> None:
+        """Open all that takes time. Raises `AgentError`."""
+        self._plan = plan
+        self._phases = phases
+        self._faults = faults
+        self._listeners = listeners_of(plan)
+        self._connections: set[Connection] = set()
+        self._spare: dict[int, list[socket.socket]] = {family: [] for family in _FAMILIES}
+        self._inheritable: set[int] = set()
+        self._restored: list[tuple[socket.socket, Stream]] = []
+        self._waking: list[Waking] = []
+        self._worker: CriuWorker | None = None
+        self._capture: Capture | None = None
+        self._tree: Tree | None = None
+        self._took_addresses = False
+        self.committed = False
+        self.resumed_at = 0.0
+        self.replayed = 0
+        apply.warm()
+        options.warm_up()
+        self._store = ImageStore(plan.images_dir, plan.id, 2 * plan.memory + _ROOM)
+        self._replayer = Replayer()
+        self._movers = [
+            AddressMover(one.address, one.prefixlen, one.destination_device)
+            for one in plan.addresses
+        ]
+
+    @property
+    def images(self) -> Path:
+        return self._store.path
+
+    # --- forward
+
+    def lock(self, record: Record) -> None:
+        """Lock before the addresses can come here, and get sockets and CRIU ready."""
+        self._connections = set(_connections(record))
+        script = render.lock(
+            self._plan.id, sorted(self._connections), self._listeners, stage="full"
+        )
+        apply.run(script)
+        if self._plan.replay:
+            self._capture = Capture([one.address for one in self._plan.addresses])
+        families = record.get("families")
+        if not isinstance(families, list) or len(families) > _MAX_SOCKETS:
+            raise ProtocolError(detail="a lock without the sockets' families")
+        for family in families:
+            if family not in _FAMILIES:
+                raise ProtocolError(detail=f"a socket of family {family!r:.20}")
+            self._spare[family].append(new_socket(family))
+        self._start_worker()
+
+    def _start_worker(self) -> None:
+        """CRIU inherits our sockets by number, so it starts when they exist."""
+        if self._worker is not None:
+            self._worker.close()
+        sockets = [sock for spare in self._spare.values() for sock in spare]
+        sockets += [sock for sock, _ in self._restored]
+        self._inheritable = {sock.fileno() for sock in sockets}
+        self._worker = CriuWorker(self._store.path, "restore.log", sorted(self._inheritable))
+
+    def add_connections(self, record: Record) -> None:
+        fresh = [one for one in _connections(record) if one not in self._connections]
+        if fresh:
+            self._connections.update(fresh)
+            apply.run(render.add_connections(self._plan.id, fresh))
+
+    def restore_streams(self, streams: list[Stream]) -> None:
+        """Restore each onto a socket that CRIU can inherit, in repair mode."""
+        for stream in streams:
+            if stream.state != uapi.TCP_LISTEN:
+                one = connection(stream.local, stream.remote)
+                if one not in self._connections:
+                    raise ProtocolError(detail=f"the stream {stream.name} was not announced")
+            spare = self._spare.get(stream.family)
+            sock = spare.pop() if spare else new_socket(stream.family)
+            self._restored.append((sock, stream))
+            restore(stream, sock, boundary=self._plan.boundary)
+
+    def store(self, name: str, data: bytes) -> None:
+        self._store.write(name, data)
+
+    async def restore_process(self) -> int:
+        """Restore the tree, stopped; returns the PID of its root."""
+        with self._phases.step("restore_process"):
+            await self._faults.at("restore_process")
+            self._store.finish()
+            inherit = {inherit_key(stream.inode): sock.fileno() for sock, stream in self._restored}
+            if not self._inheritable.issuperset(inherit.values()):
+                self._start_worker()
+            assert self._worker is not None
+            pid = await self._worker.restore(inherit, shell_job=self._plan.shell_job)
+            self._tree = Tree(pid)
+            self._tree.refresh()
+            return pid
+
+    def take_addresses(self) -> None:
+        self._took_addresses = True
+        for mover in self._movers:
+            mover.add()
+        for mover in self._movers:
+            mover.announce()
+
+    def unlock(self) -> None:
+        apply.run(render.unlock(self._plan.id))
+
+    def resume(self, stopped: set[int]) -> None:
+        """Leave repair mode, stream by stream, then let the process go on. The commit point."""
+        assert self._tree is not None
+        self.committed = True
+        for sock, stream in self._restored:
+            if stream.state == uapi.TCP_LISTEN:
+                continue
+            waking = Waking(sock, stream, time.monotonic())
+            with contextlib.suppress(OSError):  # such a stream then reports no answer
+                release(sock, stream)
+            self._waking.append(waking)
+        self._tree.stopped_before = stopped
+        self._tree.thaw()
+        self.resumed_at = time.monotonic()
+
+    def replay(self, packets: list[bytes]) -> None:
+        """Give the stack what the peers sent while they were locked out."""
+        if self._capture is not None:
+            packets = packets + self._capture.drain(self._connections, self._listeners)
+        if packets and self._plan.replay:
+            self.replayed += self._replayer.replay(packets)
+
+    async def wake(self) -> None:
+        """Wait (bounded) until each peer has answered."""
+        await wake(self._waking)
+
+    # --- back
+
+    async def undo(self) -> None:
+        """Leave nothing: no process, socket, address, lock or image. No packet is sent."""
+        for sock, _ in self._restored:
+            abandon(sock)
+        self._restored.clear()
+        if self._tree is not None:
+            with contextlib.suppress(FreezeError):
+                await self._tree.kill()
+        if self._took_addresses:
+            for mover in self._movers:
+                mover.remove()
+        self.unlock()
+
+    def close(self) -> None:
+        """Let go of everything but the process. Idempotent."""
+        for sock in [sock for spare in self._spare.values() for sock in spare]:
+            sock.close()
+        self._spare = {family: [] for family in _FAMILIES}
+        for sock, _ in self._restored:
+            sock.close()
+        self._restored.clear()
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
+        self._replayer.close()
+        for mover in self._movers:
+            mover.close()
+        self._movers = []
+        if self._worker is not None:
+            self._worker.close()
+        if self._tree is not None:
+            self._tree.close()
+        self._store.remove()
+
+    def wake_reports(self) -> list[dict[str, Any]]:
+        return [waking.report() for waking in self._waking]
+
+
+def _connections(record: Record) -> list[Connection]:
+    """The connections of a record. Raises `ProtocolError`."""
+    rows = record.get("connections")
+    if not isinstance(rows, list) or len(rows) > _MAX_SOCKETS:
+        raise ProtocolError(detail="a record of connections without connections")
+    found = []
+    for row in rows:
+        match row:
+            case [4 | 6 as family, str(local), int(port), str(remote), int(remote_port)]:
+                found.append(Connection(family, local, port, remote, remote_port))
+            case _:
+                raise ProtocolError(detail="a malformed connection in a record")
+    return found

@@ -1,0 +1,133 @@
+"""Send CRIU's images while CRIU still writes them.
+
+The pages files only grow, so they are followed from the start of the dump; what was sent is
+punched out of the tmpfs at once. The other images are small and some are rewritten, so they
+follow in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from agent.criu import images
+from agent.fault import damage
+from agent.image.records import CHUNK, ImageError, Record
+from agent.kernel.syscalls import punch_hole
+from agent.link import Link
+
+_POLL = 0.002  # seconds between looks at the growing files
+_REPORT_EVERY = 0.1  # seconds between progress reports
+_SMALL_RECORD = 4 << 20
+
+Progress = Callable[[int], None]
+
+
+class Shipper:
+    """Sends the directory of one dump as records {"kind": "file", "files": [[name, data]]}."""
+
+    def __init__(self, link: Link, directory: Path, progress: Progress) -> None:
+        self._link = link
+        self._directory = directory
+        self._progress = progress
+        self._open: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
+        self._reported = 0.0
+        self.fault: str | None = None
+        self.memory_bytes = 0
+        self.file_bytes = 0
+
+    async def follow(self, dumping: asyncio.Task[None]) -> None:
+        """Send pages as they appear, until the dump has ended. Raises what the dump raised."""
+        while not dumping.done():
+            if not await self._send_pages(only_full=True):
+                await asyncio.wait({dumping}, timeout=_POLL)
+        await dumping
+        while await self._send_pages(only_full=False):
+            pass
+
+    async def _send_pages(self, *, only_full: bool) -> bool:
+        """One chunk of each pages file; false when none had one."""
+        if only_full or not self._open:
+            self._discover()
+        sent = False
+        for name, fd in self._open.items():
+            offset = self._sent[name]
+            ready = os.fstat(fd).st_size - offset
+            if ready < (CHUNK if only_full else 1):
+                continue
+            data = os.pread(fd, CHUNK, offset)
+            self._send({"kind": "file", "files": [[name, data]]})
+            self._sent[name] = offset + len(data)
+            self.memory_bytes += len(data)
+            if only_full:
+                punch_hole(fd, offset, len(data))
+            await self._link.drain()
+            self._report()
+            sent = True
+        return sent
+
+    def _discover(self) -> None:
+        for entry in os.scandir(self._directory):
+            if entry.name.startswith("pages-") and entry.name not in self._open:
+                self._open[entry.name] = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
+                self._sent[entry.name] = 0
+
+    async def finish(self, inodes: Collection[int]) -> None:
+        """Send the other images, with the sockets of `inodes` as inherited files."""
+        self._discover()
+        while await self._send_pages(only_full=False):
+            pass
+        content = self._rewritten(inodes)
+        batch: list[list[object]] = []
+        size = 0
+        for name, data in content.items():
+            self.file_bytes += len(data)
+            for start in range(0, max(len(data), 1), CHUNK):
+                piece = data[start : start + CHUNK]
+                if size + len(piece) > _SMALL_RECORD:
+                    self._send({"kind": "file", "files": batch})
+                    await self._link.drain()
+                    batch, size = [], 0
+                batch.append([name, piece])
+                size += len(piece)
+        self._send({"kind": "file", "files": batch})
+        self._link.send({"kind": "end"})
+        self._progress(self.memory_bytes)
+
+    def _rewritten(self, inodes: Collection[int]) -> dict[str, bytes]:
+        content = {
+            entry.name: Path(entry.path).read_bytes()
+            for entry in os.scandir(self._directory)
+            if entry.name.endswith(".img") and entry.name not in self._open
+        }
+        files, ids, found = images.rewrite_files(content["files.img"], inodes)
+        if len(found) != len(inodes):
+            raise ImageError(detail=f"{len(inodes) - len(found)} sockets are not in CRIU's images")
+        content["files.img"] = files
+        if ids:
+            for name in content:
+                if name.startswith("fdinfo-"):
+                    content[name] = images.rewrite_fdinfo(content[name], ids)
+        return content
+
+    def _send(self, record: Record) -> None:
+        if self.fault is None:
+            self._link.send(record)
+        else:
+            fault, self.fault = self.fault, None
+            self._link.send(record, damage=lambda head, body: damage(fault, head, body))
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self._reported > _REPORT_EVERY:
+            self._reported = now
+            self._progress(self.memory_bytes)
+
+    def close(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()

@@ -1,0 +1,243 @@
+"""The source's part of a migration: lock, freeze, dump, ship, hand over; or undo all of it.
+
+Until the hand-over every failure, cancellation or silence rolls back. From then on only the
+destination's word decides: "committed" ends the process here, "failed" lets it go on here. With
+neither, it stays frozen and locked (in doubt) until `resolve` brings the word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from typing import Any
+
+from agent.clock import ROUNDS, ClockOffset
+from agent.conversation import Conversation
+from agent.errors import AgentError, BlackoutExceeded, Cancelled, PeerLost
+from agent.fault import Faults
+from agent.link import Link, LinkClient, Relay
+from agent.phases import Phases
+from agent.plan import Plan
+from agent.server import Server
+from agent.source_host import SourceHost
+
+_LINK_TIMEOUT = 20.0  # seconds for the link to come up
+_LATE_POLL = 0.005  # seconds between looks for packets that still arrive here
+
+
+class NotFrozen(AgentError):
+    code = "not-in-doubt"
+    template = "this migration is not in doubt"
+    hint_template = "There is nothing to resolve."
+
+
+class SourceMigration:
+    """One migration, seen from the source."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._phases = Phases(server.send_event)
+        self._link = Link()
+        self._relay = Relay(self._link, server.send_event)
+        self._clock = ClockOffset()
+        self._interrupted: asyncio.Future[AgentError] = asyncio.get_running_loop().create_future()
+        self._talk: Conversation | None = None
+        self._handed_over = False
+        self._committed = False
+        self._running = False
+        self._resolved: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._in_doubt = False
+
+    # --- calls
+
+    async def prepare(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Get everything ready that takes time and disturbs nothing."""
+        self._plan = Plan.from_wire(plan)
+        self._faults = Faults("source", list(self._plan.faults))
+        self._client = LinkClient(self._link)
+        self._server.on_event("relay", self._relay.event)
+        self._host = SourceHost(self._plan, self._phases, self._faults, self._server.send_event)
+        return {"public_key": self._client.public_key}
+
+    async def run(self, link: dict[str, Any]) -> dict[str, Any]:
+        """Migrate; returns the report when all is over or in doubt (`resolve` ends that)."""
+        self._running = True
+        gc.collect()
+        gc.disable()  # a collection in the blackout would cost more than all our garbage
+        try:
+            error = await self._until_interrupted(self._forward(link))
+            outcome = await self._settle(error)
+            self._phases.unwinding = False
+        finally:
+            gc.enable()
+            self._running = False
+        if outcome != "in-doubt":
+            await self._close()
+        return self._report(outcome, error if outcome != "migrated" else None)
+
+    async def cancel(self) -> dict[str, Any]:
+        """Undo, unless the destination may already have the process."""
+        accepted = not self._handed_over
+        if accepted:
+            self._interrupt(Cancelled(phase=self._phases.current))
+        return {"accepted": accepted}
+
+    async def resolve(self, committed: bool) -> dict[str, Any]:
+        """End the doubt with what the destination is known to have done."""
+        if not self._in_doubt:
+            raise NotFrozen()
+        self._in_doubt = False
+        if committed:
+            await self._host.end_process()
+            self._host.unlock()
+        else:
+            await self._host.roll_back()
+        await self._close()
+        return self._report("migrated" if committed else "rolled-back", None)
+
+    async def orchestrator_gone(self) -> None:
+        """The agents end it between themselves; without a link there is nobody to end it with."""
+        if self._link.relayed or not self._link.opened.is_set():
+            self._link.ended(None)
+            self._interrupt(PeerLost(phase=self._phases.current, detail="the orchestrator is gone"))
+        if not self._running and not self._in_doubt:
+            await self._close()
+
+    # --- the way forward
+
+    async def _forward(self, link: dict[str, Any]) -> None:
+        phases, host, send = self._phases, self._host, self._link.send
+        await self._connect(link)
+        self._talk = talk = Conversation(self._link, self._lost)
+        await self._compare_clocks(talk)
+        with phases.step("lock"):
+            await self._faults.at("lock")
+            send({"kind": "lock", **host.inventory()})
+            await talk.expect("locked")
+            await host.hold_new_connections()
+            send({"kind": "connections", **host.inventory()})
+            host.lock()
+        asyncio.get_running_loop().call_later(self._plan.max_blackout, self._too_long)
+        with phases.step("freeze"):
+            await host.freeze()
+            await self._faults.at("freeze")
+        await host.dump_and_ship(self._link)
+        await talk.expect("prepared")
+        await self._faults.at("prepared")
+
+        packets = host.hand_over()
+        self._handed_over = True
+        send({"kind": "handover", "stopped": host.stopped_before, "packets": packets})
+        await self._faults.at("handover")
+        await talk.expect("committed")
+        self._committed = True
+        await self._faults.at("committed")
+
+    async def _connect(self, link: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(_LINK_TIMEOUT):
+                if not await self._client.connect(
+                    link["addresses"], link["port"], link["host_key"]
+                ):
+                    self._relay.open()
+                await self._link.opened.wait()
+        except TimeoutError:
+            raise PeerLost(phase="check", detail="it did not come up in time") from None
+
+    async def _compare_clocks(self, talk: Conversation) -> None:
+        for _ in range(ROUNDS):
+            sent = time.monotonic()
+            self._link.send({"kind": "ping"})
+            answer = await talk.expect("pong")
+            self._clock.sample(sent, float(answer["at"]), time.monotonic())
+
+    async def _forward_late_packets(self, talk: Conversation) -> None:
+        """Until the peers are awake, send on what still reaches this host."""
+        with contextlib.suppress(PeerLost):
+            while not talk.heard("awake") and not talk.over:
+                if packets := self._host.captured():
+                    self._link.send({"kind": "packets", "packets": packets})
+                await asyncio.sleep(_LATE_POLL)
+            self._link.send({"kind": "bye"})
+
+    # --- interruptions
+
+    def _interrupt(self, error: AgentError) -> None:
+        if not self._interrupted.done():
+            self._interrupted.set_result(error)
+
+    def _lost(self, error: AgentError) -> None:
+        if not self._handed_over:
+            self._interrupt(error)
+
+    def _too_long(self) -> None:
+        if not self._handed_over:
+            limit = self._plan.max_blackout
+            self._interrupt(BlackoutExceeded(limit_s=limit, phase=self._phases.current))
+
+    async def _until_interrupted(self, forward: Any) -> AgentError | None:
+        """Run to the end, to a failure, or to an interruption before the hand-over."""
+        task = asyncio.ensure_future(forward)
+        while not task.done():
+            waits: set[asyncio.Future[Any]] = {task}
+            if not self._handed_over:
+                waits.add(self._interrupted)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() or self._handed_over:
+                continue
+            self._phases.failed_in = self._phases.failed_in or self._phases.current
+            task.cancel()
+            await asyncio.wait({task})
+        try:
+            task.result()
+        except asyncio.CancelledError:
+            return self._interrupted.result()
+        except AgentError as error:
+            return error
+        except Exception as error:
+            detail = f"{type(error).__name__}: {error}"
+            return AgentError(detail=detail)
+        return None
+
+    async def _settle(self, error: AgentError | None) -> str:
+        if self._committed:
+            await self._host.end_process()
+            assert self._talk is not None
+            await self._forward_late_packets(self._talk)
+            self._host.unlock()
+            return "migrated"
+        assert error is not None
+        if self._handed_over and not (self._talk is not None and self._talk.refused):
+            self._in_doubt = True
+            return "in-doubt"
+        self._phases.unwinding = True
+        if self._talk is not None and not self._talk.over:
+            self._link.send({"kind": "undo", "error": error.to_wire()})
+        await self._host.roll_back()
+        return "rolled-back"
+
+    async def _close(self) -> None:
+        if self._talk is not None:
+            await self._talk.close()
+        self._link.close()
+        self._client.close()
+        await self._host.close()
+
+    def _report(self, outcome: str, error: AgentError | None) -> dict[str, Any]:
+        host = self._host
+        phase = self._phases.to_blame
+        if self._talk is not None and self._talk.refused and self._talk.failed_phase:
+            phase = self._talk.failed_phase
+        return {
+            "outcome": outcome,
+            "error": None if error is None else {**error.to_wire(), "phase": phase},
+            "phases_ms": self._phases.ms,
+            "lock_at": host.locked_at,
+            "clock_offset": self._clock.offset,
+            "clock_error": self._clock.error if self._clock.error < 1e6 else 0.0,
+            "streams": host.stream_reports(),
+            "bytes": host.bytes_sent(),
+            "relayed": self._link.relayed,
+        }

@@ -1,0 +1,264 @@
+"""What the source does to its own host, step by step, and how each step is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Any
+
+from agent.address import AddressMover
+from agent.criu.worker import CriuWorker
+from agent.fault import Faults
+from agent.freeze import Tree
+from agent.image.shipper import Shipper
+from agent.image.store import ImageStore
+from agent.image.streams import stream_records
+from agent.kernel import uapi
+from agent.link import Link
+from agent.netlock import apply, render
+from agent.netlock.render import Connection, Listener
+from agent.phases import Phases, SendEvent
+from agent.plan import Plan
+from agent.tcp import options
+from agent.tcp.capture import Capture
+from agent.tcp.dump import dump
+from agent.tcp.inventory import connection, drain_accept_queues, take_inventory
+from agent.tcp.replay import Replayer
+from agent.tcp.restore import leave_repair, release
+from agent.tcp.steal import socket_descriptors, steal
+from agent.tcp.stream import Stream, format_address
+
+_DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
+_IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
+
+
+def listeners_of(plan: Plan) -> list[Listener]:
+    """The plan's listeners as the lock sees them; "::" without v6only has the IPv4 port, too."""
+    listeners = []
+    for one in plan.listeners:
+        listeners.append(Listener(one.family, None if one.wildcard else one.address, one.port))
+        if one.family == 6 and one.wildcard and not one.v6only:
+            listeners.append(Listener(4, None, one.port))
+    return list(dict.fromkeys(listeners))
+
+
+class SourceHost:
+    """The process, its sockets, lock and addresses on the source."""
+
+    def __init__(self, plan: Plan, phases: Phases, faults: Faults, send_event: SendEvent) -> None:
+        """Open all that takes time. Nothing of the process is touched. Raises `AgentError`."""
+        self._plan = plan
+        self._phases = phases
+        self._faults = faults
+        self._send_event = send_event
+        self._listeners = listeners_of(plan)
+        self._connections: set[Connection] = set()
+        self._streams: list[Stream] = []
+        self._sockets: dict[int, socket.socket] = {}
+        self._dumping: asyncio.Task[None] | None = None
+        self._shipper: Shipper | None = None
+        self._capture: Capture | None = None
+        self._packets: list[bytes] = []
+        self._locked = False
+        self._gave_addresses = False
+        self.locked_at = 0.0
+        apply.warm()
+        options.warm_up()
+        self._tree = Tree(plan.pid)
+        self._store = ImageStore(plan.images_dir, plan.id, _IMAGE_LIMIT)
+        self._worker = CriuWorker(self._store.path, "dump.log")
+        self._replayer = Replayer()
+        self._movers = [
+            AddressMover(one.address, one.prefixlen, one.source_device) for one in plan.addresses
+        ]
+
+    # --- forward
+
+    def inventory(self) -> dict[str, Any]:
+        """The connections of now: {"connections": [[family, local, ...]], "families": [AF_*]}"""
+        self._tree.refresh()
+        inventory = take_inventory(self._tree.pidfds)
+        self._connections.update(inventory.connections)
+        return {
+            "connections": [list(one.astuple()) for one in inventory.connections],
+            "families": inventory.families,
+        }
+
+    async def hold_new_connections(self) -> None:
+        """Drop new SYNs (their peers try again, or are replayed) and let accept() catch up."""
+        if self._plan.replay:
+            self._capture = Capture([one.address for one in self._plan.addresses])
+        apply.run(render.lock(self._plan.id, [], self._listeners, stage="hold_syn"))
+        self._locked = True
+        await drain_accept_queues(self._tree.pidfds)
+
+    def lock(self) -> None:
+        """Cut off every connection and listener, in one transaction."""
+        script = render.lock(
+            self._plan.id, sorted(self._connections), self._listeners, stage="full"
+        )
+        self.locked_at = time.monotonic()
+        apply.run(script)
+
+    async def freeze(self) -> None:
+        await self._tree.freeze()
+
+    @property
+    def stopped_before(self) -> list[int]:
+        """Members that somebody had stopped already; they stay stopped."""
+        return sorted(self._tree.stopped_before)
+
+    async def dump_and_ship(self, link: Link) -> None:
+        """Send the streams, then the images while CRIU writes them."""
+        phases = self._phases
+        # CRIU opens descriptors inside the tree; ours is the list from before.
+        descriptors = socket_descriptors(self._tree.pids)
+        self._sockets = steal(self._tree.pidfds, descriptors)
+        self._dumping = asyncio.create_task(self._dump_process())
+        await asyncio.sleep(0)
+        with phases.step("dump_streams"):
+            await self._faults.at("dump_streams")
+            self._dump_streams(link)
+            for record in stream_records(self._streams):
+                link.send(record)
+                await link.drain()
+        self._shipper = Shipper(link, self._store.path, self._progress)
+        self._shipper.fault = self._faults.action("ship")
+        await self._shipper.follow(self._dumping)
+        with phases.step("ship"):
+            await self._faults.at("ship")
+            await self._shipper.finish(self._sockets.keys())
+
+    async def _dump_process(self) -> None:
+        with self._phases.step("dump_process"):
+            await self._faults.at("dump_process")
+            await self._worker.dump(self._plan.pid, shell_job=self._plan.shell_job)
+
+    def _dump_streams(self, link: Link) -> None:
+        fresh: list[Connection] = []
+        for inode, sock in self._sockets.items():
+            stream = dump(sock, inode)
+            self._streams.append(stream)
+            if stream.state != uapi.TCP_LISTEN:
+                one = connection(stream.local, stream.remote)
+                if one not in self._connections:
+                    fresh.append(one)
+        self._streams.sort(key=lambda stream: stream.state == uapi.TCP_LISTEN)
+        if fresh:  # accepted or opened since the last look; listeners' ports were locked
+            self._connections.update(fresh)
+            apply.run(render.add_connections(self._plan.id, fresh))
+            link.send(
+                {"kind": "connections", "connections": [list(one.astuple()) for one in fresh]}
+            )
+
+    def _progress(self, done: int) -> None:
+        self._send_event(
+            "progress", {"what": "memory", "done": done, "total": max(done, self._plan.memory)}
+        )
+
+    def hand_over(self) -> list[bytes]:
+        """Give the addresses up; the peers' packets that were locked out go to the destination."""
+        self._gave_addresses = True
+        for mover in self._movers:
+            mover.remove()
+        return self.captured()
+
+    def captured(self) -> list[bytes]:
+        """The peers' packets that arrived since the last call."""
+        if self._capture is None:
+            return []
+        packets = self._capture.drain(self._connections, self._listeners)
+        self._packets += packets
+        return packets
+
+    # --- the two ends
+
+    async def end_process(self) -> None:
+        """The destination has it: end the copy here, without a word to the peers."""
+        await self._tree.kill()
+        self._abandon()
+
+    async def roll_back(self) -> None:
+        """Undo whatever was done; the process goes on here."""
+        await self._dump_ended()
+        if self._gave_addresses:
+            for mover in self._movers:
+                mover.add()
+                mover.announce()
+        packets = self._packets + self.captured() if self._capture else []
+        self.unlock()
+        self._release_all()
+        self._tree.thaw()
+        if packets and self._locked:
+            self._replayer.replay(packets)
+
+    def _release_all(self) -> None:
+        dumped = {stream.inode: stream for stream in self._streams}
+        for inode, sock in self._sockets.items():
+            stream = dumped.get(inode)
+            with contextlib.suppress(OSError):  # the peer may have gone meanwhile
+                if stream is None:
+                    leave_repair(sock)
+                elif stream.state != uapi.TCP_LISTEN:
+                    release(sock, stream)
+
+    async def _dump_ended(self) -> None:
+        """A dump that is under way holds the process by its parasite: let it end by itself."""
+        if self._dumping is not None:
+            if self._worker.busy:
+                await asyncio.wait({self._dumping}, timeout=_DUMP_PATIENCE)
+            self._dumping.cancel()
+            await asyncio.gather(self._dumping, return_exceptions=True)
+
+    def _abandon(self) -> None:
+        # Still in repair mode, and the process was the last other holder: this close is silent.
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+
+    def unlock(self) -> None:
+        apply.run(render.unlock(self._plan.id))
+
+    async def close(self) -> None:
+        """Let go of everything but the process. Idempotent."""
+        self._abandon()
+        if self._shipper is not None:
+            self._shipper.close()
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
+        self._replayer.close()
+        for mover in self._movers:
+            mover.close()
+        self._movers = []
+        self._worker.close()
+        self._tree.close()
+        self._store.remove()
+
+    # --- what is reported
+
+    def stream_reports(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "local": format_address(stream.local),
+                "remote": format_address(stream.remote),
+                "state": uapi.STATE_NAMES[stream.state],
+                "receive_queue": len(stream.receive_queue),
+                "send_queue": len(stream.send_queue),
+                "unsent": stream.unsent,
+            }
+            for stream in self._streams
+            if stream.state != uapi.TCP_LISTEN
+        ]
+
+    def bytes_sent(self) -> dict[str, int]:
+        shipper = self._shipper
+        return {
+            "memory": shipper.memory_bytes if shipper else 0,
+            "streams": sum(
+                len(stream.send_queue) + len(stream.receive_queue) for stream in self._streams
+            ),
+            "files": shipper.file_bytes if shipper else 0,
+        }
