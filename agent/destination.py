@@ -23,6 +23,7 @@ from agent.link import Link, LinkServer, Relay, reached_address
 from agent.phases import Phases
 from agent.plan import Plan
 from agent.server import Server
+from agent.states import DESTINATION_TABLE, Machine
 
 _LINK_TIMEOUT = 30.0  # seconds for the source to connect
 _SLACK = 2.0  # seconds over the plan's blackout before this side gives up by itself
@@ -38,6 +39,7 @@ class DestinationMigration:
         self._link = Link()
         self._relay = Relay(self._link, server.send_event)
         self._collector = StreamCollector()
+        self._machine = Machine(DESTINATION_TABLE)
         self._running = False
         self._handover: Record = {}
 
@@ -48,6 +50,7 @@ class DestinationMigration:
         self._plan = Plan.from_wire(plan)
         self._faults = Faults("destination", list(self._plan.faults))
         self._host = DestinationHost(self._plan, self._phases, self._faults)
+        self._machine.on("prepare")
         self._server.on_event("relay", self._relay.event)
         self._listener = LinkServer(self._link, client_key)
         address = reached_address()
@@ -62,7 +65,7 @@ class DestinationMigration:
         gc.collect()
         gc.disable()
         try:
-            await self._forward()
+            await self._unless_lost(asyncio.ensure_future(self._forward()))
         except AgentError as failure:
             error = failure
         except TimeoutError:
@@ -72,7 +75,7 @@ class DestinationMigration:
             error = AgentError(detail=f"{type(failure).__name__}: {failure}")
         finally:
             gc.enable()
-        if error is not None and not self._host.committed:
+        if error is not None and not self._machine.committed:
             await self._undo(error)
         await self._close()
         self._running = False
@@ -86,6 +89,23 @@ class DestinationMigration:
         if not self._running:
             await self._close()
 
+    async def _unless_lost(self, forward: asyncio.Future[None]) -> None:
+        """Run to the end, or until the source is gone without having handed over."""
+        lost = asyncio.ensure_future(self._link.lost.wait())
+        either: set[asyncio.Future[Any]] = {forward, lost}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        lost.cancel()
+        if not (forward.done() or self._handover or self._link.queued("handover")):
+            self._phases.failed_in = self._phases.failed_in or self._phases.current
+            forward.cancel()
+            await asyncio.wait({forward})
+            if forward.cancelled():
+                undo = self._link.queued("undo") or {}
+                if "error" in undo:
+                    raise from_wire(undo["error"])
+                raise PeerLost(phase=self._phases.to_blame, detail="the source is gone")
+        await forward
+
     # --- the way forward
 
     async def _forward(self) -> None:
@@ -94,14 +114,18 @@ class DestinationMigration:
                 await self._link.opened.wait()
         except TimeoutError:
             raise PeerLost(phase="check", detail="the source did not connect") from None
+        self._machine.on("connect")
         await self._until("lock")
+        self._machine.on("lock")
         async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
             await self._until("end")
             pid = await self._host.restore_process()
+            self._machine.on("restore")
             self._link.send({"kind": "prepared", "pid": pid})
             with self._phases.step("commit"):
                 await self._until("handover")
                 await self._faults.at("commit")
+            self._machine.on("hand-over")
             deadline.reschedule(None)
             await self._take_over()
         await self._finish()
@@ -162,6 +186,7 @@ class DestinationMigration:
         with phases.step("unlock"):
             await self._faults.at("unlock")
             host.unlock()
+        self._machine.on("release")
         host.resume(_pids(self._handover.get("stopped")))
         with contextlib.suppress(PeerLost):  # it will ask the orchestrator
             self._link.send({"kind": "committed", "at": host.resumed_at})
@@ -196,7 +221,9 @@ class DestinationMigration:
     async def _undo(self, error: AgentError) -> None:
         self._phases.unwinding = True
         phase = self._phases.to_blame
+        self._machine.on("fail")
         await self._host.undo()
+        self._machine.on("undone")
         with contextlib.suppress(AgentError, AssertionError):
             self._link.send({"kind": "failed", "error": error.to_wire(), "phase": phase})
 
@@ -210,7 +237,7 @@ class DestinationMigration:
         host = self._host
         phase = self._phases.to_blame
         return {
-            "outcome": "migrated" if host.committed else "rolled-back",
+            "outcome": self._machine.state,
             "error": None if error is None else {**error.to_wire(), "phase": phase},
             "phases_ms": self._phases.ms,
             "resumed_at": host.resumed_at,

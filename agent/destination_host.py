@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from agent.address import AddressMover
 from agent.criu.images import inherit_key
 from agent.criu.worker import CriuWorker
-from agent.errors import ProtocolError
+from agent.errors import AgentError, ProtocolError
 from agent.fault import Faults
 from agent.freeze import FreezeError, Tree
 from agent.image.records import Record
@@ -30,6 +31,7 @@ from agent.tcp.restore import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
 from agent.tcp.wake import Waking, wake
 
+_RESTORE_PATIENCE = 60.0  # seconds a restore may still take when it is to be undone
 _MAX_SOCKETS = 1 << 20
 _ROOM = 1 << 30  # bytes of images over twice the memory that the plan speaks of
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -52,8 +54,8 @@ class DestinationHost:
         self._worker: CriuWorker | None = None
         self._capture: Capture | None = None
         self._tree: Tree | None = None
+        self._restoring: asyncio.Task[int] | None = None
         self._took_addresses = False
-        self.committed = False
         self.resumed_at = 0.0
         self.replayed = 0
         apply.warm()
@@ -128,7 +130,10 @@ class DestinationHost:
             if not self._inheritable.issuperset(inherit.values()):
                 self._start_worker()
             assert self._worker is not None
-            pid = await self._worker.restore(inherit, shell_job=self._plan.shell_job)
+            self._restoring = asyncio.create_task(
+                self._worker.restore(inherit, shell_job=self._plan.shell_job)
+            )
+            pid = await asyncio.shield(self._restoring)
             self._tree = Tree(pid)
             self._tree.refresh()
             return pid
@@ -146,7 +151,6 @@ class DestinationHost:
     def resume(self, stopped: set[int]) -> None:
         """Leave repair mode, stream by stream, then let the process go on. The commit point."""
         assert self._tree is not None
-        self.committed = True
         for sock, stream in self._restored:
             if stream.state == uapi.TCP_LISTEN:
                 continue
@@ -173,6 +177,7 @@ class DestinationHost:
 
     async def undo(self) -> None:
         """Leave nothing: no process, socket, address, lock or image. No packet is sent."""
+        await self._restore_ended()
         for sock, _ in self._restored:
             abandon(sock)
         self._restored.clear()
@@ -183,6 +188,17 @@ class DestinationHost:
             for mover in self._movers:
                 mover.remove()
         self.unlock()
+
+    async def _restore_ended(self) -> None:
+        """A restore that is under way is left to its end, so that all of its tree is known."""
+        if self._restoring is None or self._tree is not None:
+            return
+        await asyncio.wait({self._restoring}, timeout=_RESTORE_PATIENCE)
+        with contextlib.suppress(AgentError, asyncio.CancelledError):
+            if not self._restoring.done():
+                self._restoring.cancel()
+            self._tree = Tree(await self._restoring)
+            self._tree.refresh()
 
     def close(self) -> None:
         """Let go of everything but the process. Idempotent."""

@@ -49,6 +49,7 @@ class Link:
         self._end_output: Callable[[], None] = self.close
         self._pause: Callable[[bool], None] | None = None
         self.opened = asyncio.Event()
+        self.lost = asyncio.Event()  # nothing more will come than what is queued
         self.phase = "lock"  # named by the error when the link breaks
         self.relayed = False
 
@@ -103,9 +104,9 @@ class Link:
         if self._close is not None:
             self._close()
 
-    @property
-    def broken(self) -> AgentError | None:
-        return self._failure
+    def queued(self, kind: str) -> Record | None:
+        """A record of this kind that has come and was not taken yet."""
+        return next((record for record, _ in self._records if record["kind"] == kind), None)
 
     # --- for the transport
 
@@ -163,6 +164,7 @@ class Link:
     def _failed(self, error: AgentError) -> None:
         if self._failure is None:
             self._failure = error
+        self.lost.set()
         self._arrived.set()
         self._writable.set()
 

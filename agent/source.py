@@ -22,12 +22,13 @@ from agent.phases import Phases
 from agent.plan import Plan
 from agent.server import Server
 from agent.source_host import SourceHost
+from agent.states import SOURCE_TABLE, Machine
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
 _LATE_POLL = 0.005  # seconds between looks for packets that still arrive here
 
 
-class NotFrozen(AgentError):
+class NotInDoubt(AgentError):
     code = "not-in-doubt"
     template = "this migration is not in doubt"
     hint_template = "There is nothing to resolve."
@@ -44,11 +45,8 @@ class SourceMigration:
         self._clock = ClockOffset()
         self._interrupted: asyncio.Future[AgentError] = asyncio.get_running_loop().create_future()
         self._talk: Conversation | None = None
-        self._handed_over = False
-        self._committed = False
+        self._machine = Machine(SOURCE_TABLE)
         self._running = False
-        self._resolved: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._in_doubt = False
 
     # --- calls
 
@@ -59,6 +57,7 @@ class SourceMigration:
         self._client = LinkClient(self._link)
         self._server.on_event("relay", self._relay.event)
         self._host = SourceHost(self._plan, self._phases, self._faults, self._server.send_event)
+        self._machine.on("prepare")
         return {"public_key": self._client.public_key}
 
     async def run(self, link: dict[str, Any]) -> dict[str, Any]:
@@ -79,21 +78,22 @@ class SourceMigration:
 
     async def cancel(self) -> dict[str, Any]:
         """Undo, unless the destination may already have the process."""
-        accepted = not self._handed_over
+        accepted = not self._machine.committed
         if accepted:
             self._interrupt(Cancelled(phase=self._phases.current))
         return {"accepted": accepted}
 
     async def resolve(self, committed: bool) -> dict[str, Any]:
         """End the doubt with what the destination is known to have done."""
-        if not self._in_doubt:
-            raise NotFrozen()
-        self._in_doubt = False
+        if self._machine.state != "in-doubt":
+            raise NotInDoubt()
+        self._machine.on("committed" if committed else "failed")
         if committed:
             await self._host.end_process()
             self._host.unlock()
         else:
             await self._host.roll_back()
+            self._machine.on("undone")
         await self._close()
         return self._report("migrated" if committed else "rolled-back", None)
 
@@ -102,16 +102,18 @@ class SourceMigration:
         if self._link.relayed or not self._link.opened.is_set():
             self._link.ended(None)
             self._interrupt(PeerLost(phase=self._phases.current, detail="the orchestrator is gone"))
-        if not self._running and not self._in_doubt:
+        if not self._running and self._machine.state != "in-doubt":
             await self._close()
 
     # --- the way forward
 
     async def _forward(self, link: dict[str, Any]) -> None:
-        phases, host, send = self._phases, self._host, self._link.send
+        phases, host, send, machine = self._phases, self._host, self._link.send, self._machine
         await self._connect(link)
+        machine.on("connect")
         self._talk = talk = Conversation(self._link, self._lost)
         await self._compare_clocks(talk)
+        machine.on("lock")
         with phases.step("lock"):
             await self._faults.at("lock")
             send({"kind": "lock", **host.inventory()})
@@ -120,19 +122,21 @@ class SourceMigration:
             send({"kind": "connections", **host.inventory()})
             host.lock()
         asyncio.get_running_loop().call_later(self._plan.max_blackout, self._too_long)
+        machine.on("freeze")
         with phases.step("freeze"):
             await host.freeze()
             await self._faults.at("freeze")
         await host.dump_and_ship(self._link)
+        machine.on("ship")
         await talk.expect("prepared")
         await self._faults.at("prepared")
 
         packets = host.hand_over()
-        self._handed_over = True
+        machine.on("hand-over")
         send({"kind": "handover", "stopped": host.stopped_before, "packets": packets})
         await self._faults.at("handover")
         await talk.expect("committed")
-        self._committed = True
+        machine.on("committed")
         await self._faults.at("committed")
 
     async def _connect(self, link: dict[str, Any]) -> None:
@@ -169,11 +173,11 @@ class SourceMigration:
             self._interrupted.set_result(error)
 
     def _lost(self, error: AgentError) -> None:
-        if not self._handed_over:
+        if not self._machine.committed:
             self._interrupt(error)
 
     def _too_long(self) -> None:
-        if not self._handed_over:
+        if not self._machine.committed:
             limit = self._plan.max_blackout
             self._interrupt(BlackoutExceeded(limit_s=limit, phase=self._phases.current))
 
@@ -182,10 +186,10 @@ class SourceMigration:
         task = asyncio.ensure_future(forward)
         while not task.done():
             waits: set[asyncio.Future[Any]] = {task}
-            if not self._handed_over:
+            if not self._machine.committed:
                 waits.add(self._interrupted)
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() or self._handed_over:
+            if task.done() or self._machine.committed:
                 continue
             self._phases.failed_in = self._phases.failed_in or self._phases.current
             task.cancel()
@@ -202,21 +206,24 @@ class SourceMigration:
         return None
 
     async def _settle(self, error: AgentError | None) -> str:
-        if self._committed:
+        """Go to the end that the state allows; its name is the outcome."""
+        machine, talk = self._machine, self._talk
+        if machine.state == "handed-over":
+            machine.on("failed" if talk is not None and talk.refused else "lost")
+        elif not machine.committed:
+            machine.on("fail")
+        if machine.state == "migrated":
             await self._host.end_process()
-            assert self._talk is not None
-            await self._forward_late_packets(self._talk)
+            assert talk is not None
+            await self._forward_late_packets(talk)
             self._host.unlock()
-            return "migrated"
-        assert error is not None
-        if self._handed_over and not (self._talk is not None and self._talk.refused):
-            self._in_doubt = True
-            return "in-doubt"
-        self._phases.unwinding = True
-        if self._talk is not None and not self._talk.over:
-            self._link.send({"kind": "undo", "error": error.to_wire()})
-        await self._host.roll_back()
-        return "rolled-back"
+        elif machine.state == "rolling-back":
+            self._phases.unwinding = True
+            if talk is not None and not talk.over and error is not None:
+                self._link.send({"kind": "undo", "error": error.to_wire()})
+            await self._host.roll_back()
+            machine.on("undone")
+        return machine.state
 
     async def _close(self) -> None:
         if self._talk is not None:
