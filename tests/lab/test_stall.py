@@ -1,0 +1,53 @@
+"""What a peer feels: with replay the blackout and little more, without it a retransmission timer.
+
+The figures are for `make bench`; here the bounds only tell the two apart.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.conftest import start_server
+from tests.support.lab import SERVICE, Lab
+
+RTO_MS = 200  # TCP_RTO_MIN, the least the peer's timer waits
+ROOM_MS = 120  # below RTO_MS, so that a timer cannot hide in it
+
+
+@pytest.mark.parametrize("pause", [0, 0.005], ids=["always-asking", "pausing"])
+def test_stall_is_the_blackout(lab: Lab, pause: float) -> None:
+    pid = start_server(lab)
+    with lab.client("request_client.py", SERVICE, 7000, pause) as client:
+        client.line()
+        migration = lab.migrate("src", "dst", pid)
+        result = client.finish()
+    assert migration.status == 0, migration.result
+    assert result["errors"] == []
+    assert result["worst_ms"] < migration.result["blackout_ms"] + ROOM_MS
+
+
+def test_a_request_during_the_blackout_is_replayed(lab: Lab) -> None:
+    pid = start_server(lab)
+    with lab.client("request_client.py", SERVICE, 7000, 0) as client:
+        client.line()
+        # The blackout is stretched, so that the timer alone would cost much more.
+        migration = lab.migrate("src", "dst", pid, "--fault", "prepared@source=delay=0.25")
+        result = client.finish()
+    assert migration.status == 0, migration.result
+    assert result["errors"] == []
+    assert migration.result["replayed_packets"] > 0
+    assert result["worst_ms"] < migration.result["blackout_ms"] + ROOM_MS
+
+
+def test_without_replay_the_peer_waits_for_its_timer(lab: Lab) -> None:
+    pid = start_server(lab)
+    with lab.client("request_client.py", SERVICE, 7000, 0) as client:
+        client.line()
+        fault = ("--fault", "prepared@source=delay=0.25")
+        migration = lab.migrate("src", "dst", pid, "--test-no-replay", *fault)
+        result = client.finish()
+    assert migration.status == 0, migration.result
+    assert result["errors"] == []
+    assert migration.result["replayed_packets"] == 0
+    # The timer fires at 200 and 600 ms after the request: the blackout ends between them.
+    assert result["worst_ms"] > 3 * RTO_MS - 20

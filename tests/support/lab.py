@@ -1,0 +1,211 @@
+"""The lab's hosts as tests use them: commands, workloads, clients, migrations, leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "tests/lab/programs"
+SSH_CONFIG = ROOT / "lab/ssh_config"
+SERVICE = "10.77.0.100"
+SERVICE6 = "fd77::100"
+HOSTS = ("src", "dst")
+_PID_FLOOR = 20_000
+_pid_floor = _PID_FLOOR
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Poll until the condition holds; its value. Fails with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+@dataclass
+class Migration:
+    """What one run of `migrate` came to."""
+
+    status: int
+    result: dict[str, Any]
+    stderr: str
+    started: float  # CLOCK_MONOTONIC
+    ended: float
+
+
+@dataclass
+class Client:
+    """A program of tests/lab/programs that runs in the client's container."""
+
+    process: subprocess.Popen[str]
+    name: str
+    lines: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, f"{self.name} ended without a word (status {self.process.poll()})"
+        return line
+
+    def tell(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def finish(self) -> dict[str, Any]:
+        """Close its stdin and take its result."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        line = self.line()
+        self.process.wait(timeout=60)
+        result = json.loads(line)
+        assert isinstance(result, dict)
+        return result
+
+
+class Lab:
+    """The three containers that `make lab` has brought up."""
+
+    def __init__(self) -> None:
+        self._docker = docker.from_env()
+        self._containers = {name: self._docker.containers.get(name) for name in (*HOSTS, "client")}
+
+    def run(self, host: str, command: str, check: bool = True) -> str:
+        """Run a shell command on a host; its output (both kinds, trimmed)."""
+        code, output = self._containers[host].exec_run(["sh", "-c", command])
+        text = str(output.decode(errors="replace").strip())
+        assert code == 0 or not check, f"{host}: {command}: status {code}: {text}"
+        return text
+
+    def put(self, host: str, path: str, content: str) -> None:
+        subprocess.run(
+            ["docker", "exec", "-i", host, "sh", "-c", f"cat > {shlex.quote(path)}"],
+            input=content,
+            text=True,
+            check=True,
+        )
+
+    def start(self, host: str, command: str) -> int:
+        """Start a workload in its own session, with a PID that is free on both hosts."""
+        global _pid_floor
+        _pid_floor += 200
+        return int(self.run(host, f"start-high {_pid_floor} {command}").split()[-1])
+
+    def alive(self, host: str, pid: int) -> bool:
+        state = self.run(host, f"sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -c1", False)
+        return bool(state) and state not in "ZX"
+
+    def state(self, host: str, pid: int) -> str:
+        return self.run(host, f"sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -c1", False)
+
+    def add_address(self, host: str, address: str = SERVICE) -> None:
+        length, flags = ("64", "nodad") if ":" in address else ("24", "")
+        self.run(host, f"ip addr add {address}/{length} dev {self.device(host)} {flags}")
+
+    def device(self, host: str) -> str:
+        return self.run(host, "ip -o -4 addr show to 10.77.0.0/24 | awk '{print $2; exit}'")
+
+    def addresses(self, host: str) -> set[str]:
+        lines = self.run(host, "ip -o addr show scope global").splitlines()
+        return {line.split()[3].partition("/")[0] for line in lines}
+
+    @contextlib.contextmanager
+    def client(self, program: str, *arguments: object) -> Iterator[Client]:
+        """Run a client program; it must say "ready" itself where it does."""
+        self.put("client", f"/run/{program}", (PROGRAMS / program).read_text())
+        process = subprocess.Popen(
+            ["docker", "exec", "-i", "client", "python3", f"/run/{program}", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield Client(process, program)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+
+    def migrate(self, source: str, destination: str, pid: int, *options: str) -> Migration:
+        """Run the command as a user would, with --json."""
+        process = self.start_migrate(source, destination, pid, *options)
+        return self.end_migrate(process)
+
+    def start_migrate(
+        self, source: str, destination: str, pid: int, *options: str
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "orchestrator", "-F", str(SSH_CONFIG), "--json"]
+        return subprocess.Popen(
+            [*command, source, destination, "--pid", str(pid), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def end_migrate(self, process: subprocess.Popen[str]) -> Migration:
+        started = time.monotonic()
+        output, errors = process.communicate(timeout=120)
+        assert output.count("\n") == 1, f"not one line of JSON: {output!r} {errors!r}"
+        return Migration(process.returncode, json.loads(output), errors, started, time.monotonic())
+
+    def leftovers(self, host: str, *, allowed_stopped: tuple[int, ...] = ()) -> list[str]:
+        """What a migration that is over must not leave behind on a host."""
+        found = []
+        tables = self.run(host, "nft list tables")
+        found += [line for line in tables.splitlines() if "streamferry" in line]
+        if listing := self.run(host, "ls -A /run/streamferry 2>/dev/null", check=False):
+            found.append(f"images: {listing}")
+        processes = self.run(host, "ps -eo pid=,stat=,args= ww").splitlines()
+        for line in processes:
+            pid, state, arguments = line.split(None, 2)
+            if int(pid) in allowed_stopped:
+                continue
+            if state[0] in "Tt":
+                found.append(f"stopped: {line}")
+            if "criu" in arguments or "agent/__main__" in arguments or "memfd" in arguments:
+                found.append(f"process: {line}")
+            if "streamferry" in arguments and "sh -c" not in arguments:
+                found.append(f"process: {line}")
+        return found
+
+    def settle(self, host: str) -> None:
+        """Wait until nothing of a migration is left on a host."""
+        deadline = time.monotonic() + 5
+        while found := self.leftovers(host):
+            assert time.monotonic() < deadline, f"left on {host}: {found}"
+            time.sleep(0.05)
+
+    def clear(self) -> None:
+        """End every workload and take away every service address of earlier tests."""
+        for host in HOSTS:
+            self.run(host, "pkill -KILL -f 'redis-server|nginx|byte_server|workload' || true")
+            self.run(host, "rm -rf /run/streamferry /run/lab-*")
+            for table in self.run(host, "nft list tables").splitlines():
+                if "streamferry" in table:
+                    self.run(host, f"nft delete {table}")
+            for address in self.addresses(host):
+                if address.startswith("10.77.0.1") and len(address) == 11 or address in (SERVICE6,):
+                    length = 64 if ":" in address else 24
+                    device = self.device(host)
+                    self.run(host, f"ip addr del {address}/{length} dev {device}", check=False)
+        self.run("client", "pkill -KILL -f /run/ || true")
