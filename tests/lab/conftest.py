@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import HOSTS, PROGRAMS, SERVICE, Lab, until
-
-StartRedis = Callable[..., int]
+from tests.support.lab import HOSTS, Lab
+from tests.support.workloads import start_redis
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,27 +37,3 @@ def lab(_lab: Lab) -> Iterator[Lab]:
 def redis(lab: Lab) -> int:
     """A Redis at the service address on src; its PID."""
     return start_redis(lab)
-
-
-def start_redis(lab: Lab, address: str = SERVICE) -> int:
-    lab.add_address("src", address)
-    command = (
-        f"redis-server --bind {address} --port 6379 --save '' --appendonly no "
-        "--protected-mode no --dir /tmp --daemonize no"
-    )
-    pid = lab.start("src", command)
-    ping = f"redis-cli -h {address} ping"
-    until(lambda: lab.run("client", ping, check=False) == "PONG", 10, "Redis answers")
-    return pid
-
-
-def start_server(lab: Lab, address: str = SERVICE, port: int = 7000) -> int:
-    """byte_server.py on src; its PID."""
-    lab.add_address("src", address)
-    program = (PROGRAMS / "byte_server.py").read_text()
-    for host in HOSTS:
-        lab.put(host, "/tmp/byte_server.py", program)
-    pid = lab.start("src", f"python3 /tmp/byte_server.py {address} {port}")
-    probe = f"ss -Hltn src {address if ':' not in address else f'[{address}]'} | grep -c {port}"
-    until(lambda: lab.run("src", probe, check=False) == "1", 10, "the server listens")
-    return pid

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.conftest import start_server
 from tests.support.lab import SERVICE, Lab
+from tests.support.workloads import start_server
 
 RTO_MS = 200  # TCP_RTO_MIN, the least the peer's timer waits
 ROOM_MS = 120  # below RTO_MS, so that a timer cannot hide in it

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.conftest import start_server
 from tests.support.lab import HOSTS, SERVICE, SERVICE6, Lab, Migration, until
+from tests.support.workloads import start_server
 
 MIB = 1 << 20
 SLOW = 2 * MIB  # bytes a second while the migration runs

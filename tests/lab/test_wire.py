@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.conftest import start_redis
 from tests.support.lab import SERVICE, SERVICE6, Lab, until
+from tests.support.workloads import start_redis
 
 PCAP = "/run/lab-capture"
 
