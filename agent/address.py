@@ -1,8 +1,6 @@
 """Move an address: add, remove and announce it, fast enough for the blackout.
 
-pyroute2 builds and reads the netlink messages; they go over a plain AF_NETLINK socket, because its
-own client brings an event loop along, which cannot run inside ours. rtnetlink answers before
-send() returns, so nothing here waits. Everything that can be made ahead is made in constructors.
+Sockets and messages are made ahead, in the constructor; what is left is one system call or two.
 """
 
 from __future__ import annotations
@@ -16,24 +14,19 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypedDict
 
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
 from agent.errors import AgentError
+from agent.kernel import rtnetlink
 
-# include/uapi/linux/netlink.h, rtnetlink.h
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_EXCL, _NLM_F_CREATE = 1, 4, 0x300, 0x200, 0x400
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR, _RTM_GETROUTE = 20, 21, 22, 26
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
-_RTM_TYPE_OFFSET = 16 + 7  # rtm_type in struct nlmsghdr, struct rtmsg
 _SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 # include/uapi/linux/if_addr.h
-_IFA_F_SECONDARY, _IFA_F_NODAD, _IFA_F_TENTATIVE, _IFA_F_PERMANENT = 1, 2, 0x40, 0x80
-_IFA_F_STATE = _IFA_F_SECONDARY | 4 | 8 | 0x20 | _IFA_F_TENTATIVE | _IFA_F_PERMANENT
+_IFA_F_SECONDARY = 0x01
+_IFA_F_NODAD = 0x02
+_IFA_F_PERMANENT = 0x80
+# What the kernel says of an address, beside what it was told: SECONDARY, OPTIMISTIC, DADFAILED,
+# DEPRECATED, TENTATIVE, PERMANENT.
+_IFA_F_STATE = 0x01 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80
 _IDENTITY = ("IFA_LOCAL", "IFA_ADDRESS")
 _KEPT_ATTRIBUTES = (*_IDENTITY, "IFA_BROADCAST", "IFA_LABEL", "IFA_RT_PRIORITY")
 # include/uapi/linux/if_arp.h, if_ether.h
@@ -45,9 +38,6 @@ _ALL_NODES = socket.inet_pton(socket.AF_INET6, "ff02::1")
 
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 _FAMILY = {int(value): key for key, value in _AF.items()}
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ERRNO = struct.Struct("=i")
-_ANSWER_TIMEOUT = struct.pack("@ll", 2, 0)  # struct timeval
 _LOCAL_ROUTE_TIMEOUT = 0.05  # seconds
 
 
@@ -88,19 +78,18 @@ class AddressMover:
             raise AddressError(
                 address=self._address, device=device, detail="there is no such device"
             ) from None
-        self._netlink = Netlink()
+        self._netlink = rtnetlink.Netlink()
         self._packets: socket.socket | None = None
         try:
             fields = _new_address(self._address, prefixlen, self._family)
-            for message in self._netlink.dump_addresses():
+            for message in self._netlink.addresses():
                 found = _address_of(message) == self._address and message["index"] == index
                 if found and message["prefixlen"] == prefixlen:
                     fields = _same_address(message)
-            self._add = _encoded(ifaddrmsg(), _RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_EXCL,
-                                 index=index, **fields)  # fmt: skip
+            self._add = rtnetlink.new_address(index=index, **fields)
             fields["attrs"] = [one for one in fields["attrs"] if one[0] in _IDENTITY]
-            self._remove = _encoded(ifaddrmsg(), _RTM_DELADDR, 0, index=index, **fields)
-            self._route_query = route_query(self._address)
+            self._remove = rtnetlink.delete_address(index=index, **fields)
+            self._route_query = rtnetlink.route_query(self._address)
             self._packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._packets.bind((device, 0))
             self._frames = self._announcements(self._packets)
@@ -175,74 +164,10 @@ class AddressMover:
         return [_neighbour_advertisement(mac, address, router)]
 
 
-class Netlink:
-    """A socket to rtnetlink that is asked and answered synchronously. Errors are `OSError`."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
-
-    def __enter__(self) -> Netlink:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def request(self, message: bytes) -> None:
-        """Send a message made with NLM_F_ACK and take the answer."""
-        self._socket.send(message)
-        for _, _ in self._answer():
-            pass
-
-    def dump_addresses(self) -> list[Any]:
-        """An `ifaddrmsg` for each address of this host."""
-        self._socket.send(_encoded(ifaddrmsg(), _RTM_GETADDR, _NLM_F_DUMP))
-        found: list[Any] = []
-        while True:
-            for kind, data in self._answer():
-                if kind == _NLMSG_DONE:
-                    return found
-                if kind == _RTM_NEWADDR:
-                    found.append(_decoded(ifaddrmsg, data))
-
-    def route(self, query: bytes) -> bytes:
-        """The answer to a `route_query`: where packets to an address go from here."""
-        self._socket.send(query)
-        return [data for _, data in self._answer()][0]
-
-    def is_local(self, query: bytes) -> bool:
-        """Whether packets for the address of a `route_query` are delivered on this host."""
-        try:
-            return self.route(query)[_RTM_TYPE_OFFSET] == _RTN_LOCAL
-        except OSError:
-            return False
-
-    def _answer(self) -> Iterator[tuple[int, bytes]]:
-        data = self._socket.recv(1 << 17)
-        at = 0
-        while at < len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-            if kind == _NLMSG_ERROR:
-                (code,) = _ERRNO.unpack_from(data, at + _HEADER.size)
-                if code:
-                    raise OSError(-code, os.strerror(-code))
-            yield kind, data[at : at + length]
-            at += (length + 3) & ~3
-
-
 def inventory() -> list[HeldAddress]:
     """All addresses of this host, and what the planner must know to move one of them."""
-    with Netlink() as netlink:
-        messages = netlink.dump_addresses()
+    with rtnetlink.Netlink() as netlink:
+        messages = netlink.addresses()
     held = [_held(message) for message in messages]
     secondary = {(one["device"], _network(one)) for one in held if not one["primary"]}
     for one in held:
@@ -255,45 +180,19 @@ def route_device(address: str) -> tuple[str, bool] | None:
 
     None where it cannot be reached, or is this host's own.
     """
-    with Netlink() as netlink:
+    with rtnetlink.Netlink() as netlink:
         try:
-            message = _decoded(rtmsg, netlink.route(route_query(address)))
+            message = netlink.route(rtnetlink.route_query(address))
         except OSError:
             return None
     index = message.get_attr("RTA_OIF")
-    if message["type"] != _RTN_UNICAST or index is None:
+    if message["type"] != rtnetlink.RTN_UNICAST or index is None:
         return None
     on_link = not (message.get_attr("RTA_GATEWAY") or message.get_attr("RTA_VIA"))
     return socket.if_indextoname(index), on_link
 
 
 # --- messages
-
-
-def route_query(address: str) -> bytes:
-    """What to ask `Netlink.route` and `Netlink.is_local` with."""
-    parsed = ipaddress.ip_address(address)
-    family, bits = int(_AF[parsed.version]), parsed.max_prefixlen
-    return _encoded(
-        rtmsg(), _RTM_GETROUTE, 0, family=family, dst_len=bits, attrs=[("RTA_DST", str(parsed))]
-    )
-
-
-def _encoded(message: Any, kind: int, flags: int, **fields: Any) -> bytes:
-    for name, value in fields.items():
-        message[name] = value
-    message["header"]["type"] = kind
-    message["header"]["flags"] = _NLM_F_REQUEST | flags
-    if kind != _RTM_GETROUTE and not flags & _NLM_F_DUMP == _NLM_F_DUMP:
-        message["header"]["flags"] |= _NLM_F_ACK
-    message.encode()
-    return bytes(message.data)
-
-
-def _decoded(cls: Any, data: bytes) -> Any:
-    message = cls(data)
-    message.decode()
-    return message
 
 
 def _new_address(address: str, prefixlen: int, family: int) -> dict[str, Any]:
