@@ -73,7 +73,7 @@ class Descriptors:
                 self._refuse("descriptor", at, what=link)
 
     def _refuse(self, code: str, at: Descriptor, **fields: str | int) -> None:
-        self._obstacles.add(code, pid=at.pid, fd=at.fd, **fields)
+        self._obstacles.descriptor(code, at.pid, at.fd, **fields)
 
     def _pipe(self, at: Descriptor, link: str) -> None:
         flags = int(proc.fdinfo(*at)["flags"], 8)
@@ -101,7 +101,7 @@ class Descriptors:
             pass  # opened with O_PATH and O_NOFOLLOW; it has no content to compare
         elif found.st_nlink == 0:
             if found.st_blocks * 512 > GHOST_LIMIT:
-                self._refuse("deleted-file", at, path=link, size=found.st_blocks * 512)
+                self._refuse("deleted-file", at, path=link.removesuffix(proc.DELETED), mebibytes=found.st_blocks >> 11)
         elif link.endswith(proc.DELETED):
             self._refuse("unlinked-file", at, path=link.removesuffix(proc.DELETED))
         elif not same_file(link, found):

@@ -19,22 +19,8 @@ from typing import cast
 
 from agent.kernel import proc, uapi
 from agent.probe import criu, sockdiag
+from agent.probe.capabilities import has, missing
 from agent.probe.facts import AddressFacts, HostFacts, ImagesFacts
-
-# include/uapi/linux/capability.h: what the agent and the CRIU under it need
-NEEDED_CAPABILITIES = {
-    "CAP_DAC_OVERRIDE": 1,
-    "CAP_KILL": 5,
-    "CAP_SETGID": 6,
-    "CAP_SETUID": 7,
-    "CAP_SETPCAP": 8,
-    "CAP_NET_ADMIN": 12,
-    "CAP_NET_RAW": 13,
-    "CAP_SYS_CHROOT": 18,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_ADMIN": 21,
-}
-CAP_SYS_RESOURCE = 24
 
 _NR_CLONE3 = 435  # include/uapi/asm-generic/unistd.h
 _ETH_P_IP = 0x0800
@@ -61,9 +47,7 @@ def look(images_dir: str) -> HostFacts:
         python=platform.python_version(),
         uid=os.geteuid(),
         capabilities=capabilities,
-        missing_capabilities=[
-            name for name, bit in NEEDED_CAPABILITIES.items() if not capabilities >> bit & 1
-        ],
+        missing_capabilities=missing(capabilities),
         cpu_flags=_cpu_flags(),
         criu=criu.look(criu_path),
         nftables=_tried(_try_nftables),
@@ -79,7 +63,7 @@ def look(images_dir: str) -> HostFacts:
         reached=_reached(),
         named=_named(),
         gateways=_gateways(),
-        descriptors=_descriptors(bool(capabilities >> CAP_SYS_RESOURCE & 1)),
+        descriptors=_descriptors(has(capabilities, "CAP_SYS_RESOURCE")),
         processes=len(proc.pids()),
     )
 

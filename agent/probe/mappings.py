@@ -29,9 +29,9 @@ def scan(pid: int, files: Files, obstacles: Obstacles) -> None:
             continue
         seen.add(key)
         if path.startswith("/SYSV"):
-            obstacles.add("sysv-memory", pid=pid, what=path.removesuffix(proc.DELETED))
+            obstacles.mapping("sysv-memory", pid, what=path.removesuffix(proc.DELETED))
         elif not path.startswith("/") or path.startswith("/secretmem"):
-            obstacles.add("mapping", pid=pid, what=path)
+            obstacles.mapping("mapping", pid, what=path)
         elif not path.startswith(_MEMORY):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # unmapped since
                 _file(pid, mapping, shared_writable, files, obstacles)
@@ -43,20 +43,16 @@ def _file(
     path = mapping.path
     found = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
     if not stat.S_ISREG(found.st_mode):
-        obstacles.add("mapping", pid=pid, what=path)
+        obstacles.mapping("mapping", pid, what=path)
     elif found.st_nlink == 0:
         if found.st_blocks * 512 > GHOST_LIMIT:
-            obstacles.add(
-                "deleted-mapping",
-                pid=pid,
-                path=path.removesuffix(proc.DELETED),
-                size=found.st_blocks * 512,
-            )
+            path = path.removesuffix(proc.DELETED)
+            obstacles.mapping("deleted-file", pid, path=path, mebibytes=found.st_blocks >> 11)
     elif path.endswith(proc.DELETED):
-        obstacles.add("unlinked-mapping", pid=pid, path=path.removesuffix(proc.DELETED))
+        obstacles.mapping("unlinked-file", pid, path=path.removesuffix(proc.DELETED))
     elif not same_file(path, found):
-        obstacles.add("replaced-mapping", pid=pid, path=path)
+        obstacles.mapping("replaced-file", pid, path=path)
     elif shared_writable and proc.filesystem(found.st_dev) not in _SHARED_STORAGE:
-        obstacles.add("shared-mapping", pid=pid, path=path)
+        obstacles.mapping("shared-mapping", pid, path=path)
     else:
         files.add(path, pid, "mapped")

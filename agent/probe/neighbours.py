@@ -63,19 +63,15 @@ class Neighbours:
         for inode, at in own.items():
             holder = holders.get(f"socket:[{inode}]")
             if holder is not None:
-                self._obstacles.add(
-                    "shared-socket",
-                    pid=at.pid,
-                    fd=at.fd,
-                    other=f"process {holder.pid} ({holder.comm})",
-                )
+                other = f"process {holder.pid} ({holder.comm})"
+                self._obstacles.descriptor("shared-socket", at.pid, at.fd, other=other)
         self._descriptors.check_pipes(holders, pidfds)
         self._check_unix(holders)
-        for inode, other in others.items():
+        for inode, one in others.items():
             holder = holders.get(f"socket:[{inode}]")
             if holder is not None:
-                other["pid"], other["comm"] = holder.pid, holder.comm
-            self.others.append(other)
+                one["pid"], one["comm"] = holder.pid, holder.comm
+            self.others.append(one)
 
     def _tcp(self) -> dict[int, OtherSocket]:
         """Inode -> sockets of others on addresses of this host; MD5 keys and leftovers noted."""
@@ -89,7 +85,7 @@ class Neighbours:
                 if one.inode in own:
                     if one.md5:
                         at = own[one.inode]
-                        self._obstacles.add("tcp-md5", pid=at.pid, fd=at.fd, port=one.local_port)
+                        self._obstacles.descriptor("tcp-md5", at.pid, at.fd, port=one.local_port)
                 elif not one.inode:
                     if one.state in _FINISHING and one.local_port in ports:
                         self.closing[uapi.STATE_NAMES[one.state]] += 1
@@ -121,7 +117,7 @@ class Neighbours:
                 other = f"process {holder.pid} ({holder.comm})" if holder else "another process"
                 if peer is not None and peer.name:
                     other += f" at {peer.name}"
-                self._obstacles.add("unix-outside", pid=at.pid, fd=at.fd, other=other)
+                self._obstacles.descriptor("unix-outside", at.pid, at.fd, other=other)
 
     def _name(self, name: str, pid: int) -> None:
         if proc.printable(name) in self.unix_names:

@@ -16,6 +16,12 @@ class Obstacles:
         self.found: list[Obstacle] = []
         self._counts: dict[str, int] = {}
 
+    def descriptor(self, code: str, pid: int, fd: int, **fields: Field) -> None:
+        self.add(code, thing=f"descriptor {fd} of process {pid}", **fields)
+
+    def mapping(self, code: str, pid: int, **fields: Field) -> None:
+        self.add(code, thing=f"a mapping of process {pid}", **fields)
+
     def add(self, code: str, **fields: Field) -> None:
         """Note one; `code` and the fields are those of `orchestrator.refusals`."""
         self._counts[code] = self._counts.get(code, 0) + 1

@@ -77,7 +77,7 @@ class Sockets:
                     self._refuse("socket", at, what=f"socket that cannot be read ({error})")
 
     def _refuse(self, code: str, at: Descriptor, **fields: str | int) -> None:
-        self._obstacles.add(code, pid=at.pid, fd=at.fd, **fields)
+        self._obstacles.descriptor(code, at.pid, at.fd, **fields)
 
     def _sort(self, inode: int, at: Descriptor, sock: socket.socket) -> None:
         family, kind, protocol = sock.family, sock.type, sock.proto

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from agent.kernel import proc, uapi
 from agent.probe import files, sockdiag
+from agent.probe.capabilities import has
 from agent.probe.facts import (
     DestinationFacts,
     FileProblem,
@@ -20,7 +21,6 @@ from agent.probe.facts import (
     TakenPid,
     TakenPort,
 )
-from agent.probe.machine import CAP_SYS_RESOURCE
 
 LIMIT = 50  # of one kind; the first few say it all
 _TCP_CLOSE_STATES = (uapi.TCP_CLOSE, uapi.TCP_TIME_WAIT)
@@ -144,7 +144,7 @@ def _unix_names(process: ProcessFacts) -> list[str]:
 
 def _limits(process: ProcessFacts) -> list[LowLimit]:
     """Hard limits that the agent here may not raise to what a process has (setrlimit(2))."""
-    if int(proc.status(os.getpid())["CapEff"], 16) >> CAP_SYS_RESOURCE & 1:
+    if has(int(proc.status(os.getpid())["CapEff"], 16), "CAP_SYS_RESOURCE"):
         return []
     offered = proc.hard_limits("self")
     return [
