@@ -1,0 +1,43 @@
+"""Tests on the real kernel, in network namespaces of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.netns import Host, Namespace, network
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/kernel/" in str(item.path):
+            item.add_marker(pytest.mark.root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_namespace_left() -> Iterator[None]:
+    yield
+    left = list(Namespace.open)
+    for namespace in left:
+        namespace.close()
+    assert not left, f"namespaces left open: {[one.name for one in left]}"
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Host, Host]]:
+    """A server and a client on one link."""
+    with network("server", "client") as (server, client):
+        yield server, client
+
+
+@pytest.fixture
+def trio() -> Iterator[tuple[Host, Host, Host]]:
+    """A source, a destination and a client on one link."""
+    with network("source", "destination", "client") as (source, destination, client):
+        yield source, destination, client
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    return int(request.param)

@@ -1,0 +1,148 @@
+"""TCP sockets between hosts of `tests.support.netns`, and a look at what is on their wire."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.kernel import uapi
+from agent.netlock.render import Connection
+from agent.tcp.replay import Segment, parse
+from tests.support.netns import Host, wait_until
+
+AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+_ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
+_PACKET_OUTGOING = 4  # include/uapi/linux/if_packet.h
+
+
+@dataclass(slots=True)
+class Pair:
+    """A connection between two hosts; `server` is the accepted end."""
+
+    server: socket.socket
+    client: socket.socket
+
+    def connection(self) -> Connection:
+        """As the server's host sees it."""
+        local, remote = self.server.getsockname(), self.server.getpeername()
+        family = 4 if self.server.family == socket.AF_INET else 6
+        return Connection(family, local[0], local[1], remote[0], remote[1])
+
+    def close(self) -> None:
+        self.server.close()
+        self.client.close()
+
+
+def listen(host: Host, address: str, port: int = 0) -> socket.socket:
+    family = AF[6 if ":" in address else 4]
+    sock = host.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, port))
+    sock.listen(64)
+    sock.settimeout(10)
+    return sock
+
+
+def connect(client: Host, listener: socket.socket) -> Pair:
+    sock = client.socket(listener.family, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect(listener.getsockname()[:2])
+    served, _ = listener.accept()
+    served.settimeout(10)
+    return Pair(served, sock)
+
+
+@contextlib.contextmanager
+def connected(server: Host, client: Host, family: int, port: int = 0) -> Iterator[Pair]:
+    """A connection to the server's own address; its listener is closed again."""
+    with listen(server, server.address(family), port) as listener:
+        pair = connect(client, listener)
+    try:
+        yield pair
+    finally:
+        pair.close()
+
+
+def begin_connect(client: Host, address: str, port: int) -> socket.socket:
+    """A socket that has sent its SYN."""
+    sock = client.socket(AF[6 if ":" in address else 4], socket.SOCK_STREAM)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        sock.connect((address, port))
+    return sock
+
+
+def state(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 1)[0]
+
+
+def retransmits(sock: socket.socket) -> int:
+    """tcpi_retransmits: how often the timer has run out for what is in flight."""
+    return sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 3)[2]
+
+
+def await_established(sock: socket.socket) -> None:
+    wait_until("connected", lambda: state(sock) == uapi.TCP_ESTABLISHED)
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def read_exactly(sock: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        assert part, f"ended after {len(data)} of {count} bytes"
+        data += part
+    return bytes(data)
+
+
+def echo_works(pair: Pair) -> None:
+    """Assert that bytes go both ways."""
+    for sender, receiver in ((pair.client, pair.server), (pair.server, pair.client)):
+        sender.sendall(b"ping")
+        assert read_exactly(receiver, 4) == b"ping"
+
+
+class Sniffer:
+    """All TCP segments that pass a host's eth0, in and out."""
+
+    def __init__(self, host: Host) -> None:
+        self._socket = host.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, 16 << 20)
+        self._socket.bind(("eth0", _ETH_P_ALL))
+
+    def segments(self, *, outgoing: bool) -> list[Segment]:
+        """Those of one direction since the last call."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                packet, (_, _, kind, *_) = self._socket.recvfrom(1 << 17)
+                segment = parse(packet)
+                if segment is not None and (kind == _PACKET_OUTGOING) == outgoing:
+                    found.append(segment)
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def sniffing(host: Host) -> Iterator[Sniffer]:
+    sniffer = Sniffer(host)
+    try:
+        yield sniffer
+    finally:
+        sniffer.close()
+
+
+def ports(segment: Segment) -> tuple[int, int]:
+    """(source, destination)"""
+    source, destination = struct.unpack("!HH", segment.tcp[:4])
+    return source, destination
