@@ -54,7 +54,7 @@ class Placement:
         for other in self._process["others"]:
             if other["address"] == address:
                 who = f"process {other['pid']} ({other['comm']})"
-                who = who if other["pid"] else f"another process, at port {other['port']},"
+                who = who if other["pid"] else f"a socket of port {other['port']}"
                 self._refuse("address-shared", **common, other=who)
         there = _find(self._destination["addresses"], address)
         if there is not None:
