@@ -109,10 +109,14 @@ class SourceMigration:
 
     async def _forward(self, link: dict[str, Any]) -> None:
         phases, host, send, machine = self._phases, self._host, self._link.send, self._machine
-        await self._connect(link)
-        machine.on("connect")
-        self._talk = talk = Conversation(self._link, self._lost)
-        await self._compare_clocks(talk)
+        try:
+            async with asyncio.timeout(_LINK_TIMEOUT):
+                await self._connect(link)
+                machine.on("connect")
+                self._talk = talk = Conversation(self._link, self._lost)
+                await self._compare_clocks(talk)
+        except TimeoutError:
+            raise PeerLost(phase="check", detail="it did not come up in time") from None
         machine.on("lock")
         with phases.step("lock"):
             await self._faults.at("lock")
@@ -140,15 +144,9 @@ class SourceMigration:
         await self._faults.at("committed")
 
     async def _connect(self, link: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(_LINK_TIMEOUT):
-                if not await self._client.connect(
-                    link["addresses"], link["port"], link["host_key"]
-                ):
-                    self._relay.open()
-                await self._link.opened.wait()
-        except TimeoutError:
-            raise PeerLost(phase="check", detail="it did not come up in time") from None
+        if not await self._client.connect(link["addresses"], link["port"], link["host_key"]):
+            self._relay.open()
+        await self._link.opened.wait()
 
     async def _compare_clocks(self, talk: Conversation) -> None:
         for _ in range(ROUNDS):
