@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import socket
 import struct
 from collections.abc import Collection, Sequence, Set
@@ -25,6 +26,7 @@ _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _PACKET_HOST = 0
 _SO_ATTACH_FILTER = 26
+_SOCKADDR_LL = struct.Struct("=HHiHBB8s")  # struct sockaddr_ll
 _STATISTICS = struct.Struct("=II")  # struct tpacket_stats: tp_packets, tp_drops
 
 # include/uapi/linux/filter.h, bpf_common.h
@@ -41,6 +43,10 @@ _IPV6_HEADER = 40
 _JUMBO_HEADER = 8  # hop-by-hop header of IPv6 packets over 64 KiB
 _TCP_MINIMUM = 20
 _SYN, _SYN_MASK = 0x02, 0x17  # of FIN, SYN, RST and ACK, SYN only
+
+_bind = ctypes.CDLL(None, use_errno=True).bind
+_bind.restype = ctypes.c_int
+_bind.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 
 Instruction = tuple[int, int, int, int]  # code, jt, jf, k
 Endpoints = tuple[int, str, int, str, int]
@@ -146,11 +152,19 @@ def _open(family: int, addresses: Sequence[str], buffer: int) -> socket.socket:
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         _attach(sock, filter_program(family, addresses))
-        sock.bind(("", _ETH_P[family]))
+        _bind_at_all_devices(sock, _ETH_P[family])
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _bind_at_all_devices(sock: socket.socket, protocol: int) -> None:
+    # socket.bind() wants the name of one device; interface index 0 stands for all (packet(7)).
+    address = _SOCKADDR_LL.pack(socket.AF_PACKET, socket.htons(protocol), 0, 0, 0, 0, b"")
+    if _bind(sock.fileno(), address, len(address)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"bind: {os.strerror(number)}")
 
 
 def _attach(sock: socket.socket, program: Sequence[Instruction]) -> None:

@@ -26,7 +26,7 @@ from agent.netlock.render import LOCK_PASS_MARK
 # allocation of 4 KiB, so little of the receiver's buffer is charged for memory that is not used.
 SEGMENT_PAYLOAD: Final = 3584
 
-FIN, SYN, RST, PSH, CWR = 0x01, 0x02, 0x04, 0x08, 0x80  # RFC 9293 section 3.1, RFC 3168
+FIN, SYN, RST, PSH, ACK, CWR = 0x01, 0x02, 0x04, 0x08, 0x10, 0x80  # RFC 9293, RFC 3168
 
 _IPV6_HEADER = 40
 _JUMBO_HEADER = 8  # hop-by-hop header of an IPv6 packet over 64 KiB (RFC 2675)
