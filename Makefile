@@ -1,0 +1,39 @@
+# Everything installs what it needs. As root, on Debian or Ubuntu.
+
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+ENVIRONMENT := .venv/.made
+
+.PHONY: help lab lab-down venv demo test check bench
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(ENVIRONMENT): pyproject.toml
+	@lab/install.sh
+	@test -x $(PYTHON) || python3 -m venv .venv
+	@echo "Installing the Python environment"
+	@.venv/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+venv: $(ENVIRONMENT) ## make .venv with the package and its test tools
+
+lab: ## bring up the hosts src and dst and a client, in containers
+	@lab/up.sh
+
+lab-down: ## remove the lab's containers and networks (its image and Docker stay)
+	@lab/compose.sh down --remove-orphans
+
+demo: venv lab ## a Redis moves there and back while a client counts
+	@$(PYTHON) lab/demo.py
+
+check: venv ## lint and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+test: venv lab check ## every test
+	$(PYTHON) -m pytest
+
+bench: venv lab ## the blackout, side by side with a script around CRIU
+	$(PYTHON) -m tests.bench.blackout

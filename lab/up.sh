@@ -1,0 +1,26 @@
+#!/bin/sh
+# Bring the lab up, from whatever state: nothing installed, a killed dockerd, or all running.
+set -eu
+here=$(dirname "$0")
+
+"$here/install.sh"
+"$here/dockerd.sh"
+"$here/keys.sh"
+"$here/image.sh"
+"$here/compose.sh" up -d --remove-orphans >/dev/null 2>&1 || {
+    # Containers and networks of a daemon that was killed may be half there: make them anew.
+    "$here/compose.sh" down --remove-orphans >/dev/null 2>&1 || true
+    docker rm -f src dst client >/dev/null 2>&1 || true
+    "$here/compose.sh" up -d --remove-orphans
+}
+for host in src dst; do
+    for attempt in $(seq 150); do
+        ssh -F "$here/ssh_config" -o ConnectTimeout=2 "$host" true 2>/dev/null && break
+        if [ "$attempt" = 150 ]; then
+            echo "make lab: $host does not answer: ssh -v -F lab/ssh_config $host" >&2
+            exit 1
+        fi
+        sleep 0.2
+    done
+done
+echo "The lab is up: src 10.77.0.11, dst 10.77.0.12, client 10.77.0.13"
