@@ -28,7 +28,7 @@ SEGMENT_PAYLOAD: Final = 3584
 
 FIN, SYN, RST, PSH, ACK, CWR = 0x01, 0x02, 0x04, 0x08, 0x10, 0x80  # RFC 9293, RFC 3168
 
-_IPV6_HEADER = 40
+_IPV4_HEADER, _IPV6_HEADER = 20, 40  # bytes, without options and extensions
 _JUMBO_HEADER = 8  # hop-by-hop header of an IPv6 packet over 64 KiB (RFC 2675)
 _TCP_MINIMUM = 20
 _IPV6_HDRINCL = 36  # include/uapi/linux/in6.h
@@ -55,7 +55,7 @@ class Segment:
 
 def parse(packet: bytes) -> Segment | None:
     """The TCP segment in an IP packet, or None where there is no whole one."""
-    if len(packet) < _TCP_MINIMUM:
+    if len(packet) < _IPV4_HEADER:
         return None
     if packet[0] >> 4 == 4:
         start, protocol = (packet[0] & 15) * 4, packet[9]
@@ -74,7 +74,7 @@ def parse(packet: bytes) -> Segment | None:
         ip = packet[:6] + bytes((protocol,)) + packet[7:_IPV6_HEADER]
     else:
         return None
-    if protocol != socket.IPPROTO_TCP or not whole:
+    if protocol != socket.IPPROTO_TCP or not whole or start < _IPV4_HEADER:
         return None
     if not start + _TCP_MINIMUM <= end <= len(packet):
         return None
