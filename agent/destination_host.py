@@ -29,7 +29,7 @@ from agent.tcp.inventory import connection
 from agent.tcp.replay import Replayer
 from agent.tcp.restore import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
-from agent.tcp.wake import Waking, wake
+from agent.tcp.wake import Waking, endpoints, wake
 
 _RESTORE_PATIENCE = 60.0  # seconds a restore may still take when it is to be undone
 _MAX_SOCKETS = 1 << 20
@@ -166,8 +166,15 @@ class DestinationHost:
         """Give the stack what the peers sent while they were locked out."""
         if self._capture is not None:
             packets = packets + self._capture.drain(self._connections, self._listeners)
-        if packets and self._plan.replay:
-            self.replayed += self._replayer.replay(packets)
+        if not packets or not self._plan.replay:
+            return
+        by_key = {waking.key: waking for waking in self._waking}
+        touched = {key: by_key[key] for packet in packets if (key := endpoints(packet)) in by_key}
+        for waking in touched.values():
+            waking.look()
+        self.replayed += self._replayer.replay(packets)
+        for waking in touched.values():
+            waking.disregard()
 
     async def wake(self) -> None:
         """Wait (bounded) until each peer has answered."""

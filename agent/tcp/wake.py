@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -13,6 +14,8 @@ from agent.kernel import uapi
 from agent.tcp.restore import probe_again
 from agent.tcp.stream import Stream, format_address
 
+_MAPPED = "::ffff:"
+_PORTS = struct.Struct("!HH")
 _SEGS_IN = struct.Struct("=I")
 _POLL = 0.0005
 _POLL_SLOW = 0.01
@@ -30,14 +33,41 @@ class Waking:
     sock: socket.socket
     stream: Stream
     released: float = 0.0
-    replayed: int = 0  # segments we injected ourselves
+    ignored: int = 0  # segments received that say nothing of the peer being awake
     probes: int = 1
     wake_ms: float = NO_ANSWER
 
-    def answered(self) -> bool:
+    @property
+    def key(self) -> bytes:
+        """What `endpoints` gives for the peer's packets."""
+        (local, port), (remote, remote_port) = self.stream.local, self.stream.remote
+        local, remote = local.removeprefix(_MAPPED), remote.removeprefix(_MAPPED)
+        family = socket.AF_INET6 if ":" in local else socket.AF_INET
+        addresses = socket.inet_pton(family, remote) + socket.inet_pton(family, local)
+        return addresses + _PORTS.pack(remote_port, port)
+
+    @property
+    def awake(self) -> bool:
+        return self.wake_ms != NO_ANSWER
+
+    def look(self) -> None:
+        """See whether the peer has answered by now; then our copy of the socket is closed.
+
+        As long as we hold it, a close by the process would not reach the peer.
+        """
+        if not self.awake and self._received() > self.ignored:
+            self.wake_ms = (time.monotonic() - self.released) * 1000
+            self.sock.close()
+
+    def disregard(self) -> None:
+        """What was received so far came from us."""
+        if not self.awake:
+            self.ignored = self._received()
+
+    def _received(self) -> int:
         info = self.sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, uapi.TCP_INFO_SIZE)
         (segments,) = _SEGS_IN.unpack_from(info, uapi.TCP_INFO_SEGS_IN_OFFSET)
-        return int(segments) > self.replayed
+        return int(segments)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -55,20 +85,25 @@ async def wake(streams: list[Waking]) -> None:
     start = time.monotonic()
     asleep = streams
     probes = list(_PROBES_AT)
-    while asleep:
-        now = time.monotonic()
-        still = []
+    while True:
         for waking in asleep:
-            if waking.answered():
-                waking.wake_ms = (now - waking.released) * 1000
-            else:
-                still.append(waking)
-        asleep = still
-        if now - start > _GIVE_UP:
+            waking.look()
+        asleep = [waking for waking in asleep if not waking.awake]
+        elapsed = time.monotonic() - start
+        if not asleep or elapsed > _GIVE_UP:
             return
-        if probes and now - start > probes[0]:
+        if probes and elapsed > probes[0]:
             probes.pop(0)
             for waking in asleep:
-                probe_again(waking.sock, waking.stream)
+                with contextlib.suppress(OSError):  # the peer, or the process, has closed it
+                    probe_again(waking.sock, waking.stream)
                 waking.probes += 1
-        await asyncio.sleep(_POLL if now - start < 0.02 else _POLL_SLOW)
+        await asyncio.sleep(_POLL if elapsed < 0.02 else _POLL_SLOW)
+
+
+def endpoints(packet: bytes) -> bytes:
+    """Addresses and ports of a TCP packet, source before destination, as on the wire."""
+    if packet[0] >> 4 == 4:
+        tcp = (packet[0] & 15) * 4
+        return packet[12:20] + packet[tcp : tcp + 4]
+    return packet[8:44]
