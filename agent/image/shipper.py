@@ -19,7 +19,8 @@ from agent.image.records import CHUNK, ImageError, Record
 from agent.kernel.syscalls import punch_hole
 from agent.link import Link
 
-_POLL = 0.002  # seconds between looks at the growing files
+_POLL = 0.001  # seconds between looks at the growing files
+_WORTH_SENDING = 128 << 10  # bytes, while there may be more soon
 _REPORT_EVERY = 0.1  # seconds between progress reports
 _SMALL_RECORD = 4 << 20
 
@@ -43,27 +44,27 @@ class Shipper:
     async def follow(self, dumping: asyncio.Task[None]) -> None:
         """Send pages as they appear, until the dump has ended. Raises what the dump raised."""
         while not dumping.done():
-            if not await self._send_pages(only_full=True):
+            if not await self._send_pages(growing=True):
                 await asyncio.wait({dumping}, timeout=_POLL)
         await dumping
-        while await self._send_pages(only_full=False):
+        while await self._send_pages(growing=False):
             pass
 
-    async def _send_pages(self, *, only_full: bool) -> bool:
-        """One chunk of each pages file; false when none had one."""
-        if only_full or not self._open:
+    async def _send_pages(self, *, growing: bool) -> bool:
+        """One chunk of each pages file; false when none had one (worth it, while `growing`)."""
+        if growing or not self._open:
             self._discover()
         sent = False
         for name, fd in self._open.items():
             offset = self._sent[name]
             ready = os.fstat(fd).st_size - offset
-            if ready < (CHUNK if only_full else 1):
+            if ready < (_WORTH_SENDING if growing else 1):
                 continue
             data = os.pread(fd, CHUNK, offset)
             self._send({"kind": "file", "files": [[name, data]]})
             self._sent[name] = offset + len(data)
             self.memory_bytes += len(data)
-            if only_full:
+            if growing:
                 punch_hole(fd, offset, len(data))
             await self._link.drain()
             self._report()
@@ -79,7 +80,7 @@ class Shipper:
     async def finish(self, inodes: Collection[int]) -> None:
         """Send the other images, with the sockets of `inodes` as inherited files."""
         self._discover()
-        while await self._send_pages(only_full=False):
+        while await self._send_pages(growing=False):
             pass
         content = self._rewritten(inodes)
         batch: list[list[object]] = []
