@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from tests.support.agents import Agent
 from tests.support.netns import Host, Namespace, network
 
 
@@ -41,3 +43,16 @@ def trio() -> Iterator[tuple[Host, Host, Host]]:
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
 def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
+
+
+@pytest.fixture
+def agents() -> Iterator[Callable[..., Agent]]:
+    made: list[Agent] = []
+
+    def make(host: Host, addresses: list[str], **options: Any) -> Agent:
+        made.append(Agent(host, addresses, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
