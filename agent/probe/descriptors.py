@@ -101,7 +101,12 @@ class Descriptors:
             pass  # opened with O_PATH and O_NOFOLLOW; it has no content to compare
         elif found.st_nlink == 0:
             if found.st_blocks * 512 > GHOST_LIMIT:
-                self._refuse("deleted-file", at, path=link.removesuffix(proc.DELETED), mebibytes=found.st_blocks >> 11)
+                self._refuse(
+                    "deleted-file",
+                    at,
+                    path=link.removesuffix(proc.DELETED),
+                    mebibytes=found.st_blocks >> 11,
+                )
         elif link.endswith(proc.DELETED):
             self._refuse("unlinked-file", at, path=link.removesuffix(proc.DELETED))
         elif not same_file(link, found):

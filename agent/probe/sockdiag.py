@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-INET_DIAG_MD5SIG = 18  # 4.14, commit c03fa9bcacd9; told to CAP_NET_ADMIN only
-INET_DIAG_ULP_INFO = 19  # 5.4, commit 61723b393292; likewise
+INET_DIAG_INFO = 2
+INET_DIAG_MD5SIG = 18  # 4.14, commit c03fa9bcacd9; with INET_DIAG_INFO, to CAP_NET_ADMIN only
 UDIAG_SHOW_NAME = 1
 UDIAG_SHOW_PEER = 4
 UNIX_DIAG_NAME = 0
@@ -59,7 +59,8 @@ class UnixSocket(NamedTuple):
 
 def tcp(family: int) -> Iterator[InetSocket]:
     """All TCP sockets of one address family. Raises `OSError`."""
-    request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES, bytes(48))
+    extension = 1 << (INET_DIAG_INFO - 1)
+    request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, extension, _ALL_STATES, bytes(48))
     size = 4 if family == socket.AF_INET else 16
     for data, start, end in _dump(request):
         _, state, port, source, inode = _INET.unpack_from(data, start)
