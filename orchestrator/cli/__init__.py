@@ -1,0 +1,62 @@
+"""The command line: `migrate SRC DST --pid N`, and one file for each further verb.
+
+Importing this must stay quick, for `--help` and completion: asyncssh and rich load when needed.
+"""
+
+from __future__ import annotations
+
+import click
+
+from agent import __version__
+from orchestrator.cli.check import check
+from orchestrator.cli.move import move
+
+_DEFAULT = "move"
+_WITH_VALUE = ("-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault")
+
+
+class DefaultVerb(click.Group):
+    """A group whose first word may be a verb; without one it moves."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Options may stand before the verb, as in `migrate -F FILE --json check ...`."""
+        if not arguments or arguments[0] in ("--help", "--version"):
+            return super().parse_args(context, arguments)
+        return super().parse_args(context, self._verb_first(arguments))
+
+    def _verb_first(self, arguments: list[str]) -> list[str]:
+        index = 0
+        while index < len(arguments):
+            word = arguments[index]
+            if word == "--":
+                break
+            if not word.startswith("-"):
+                if word in self.commands:
+                    return [word, *arguments[:index], *arguments[index + 1 :]]
+                break
+            index += 2 if word in _WITH_VALUE else 1
+        return [_DEFAULT, *arguments]
+
+
+@click.group(
+    cls=DefaultVerb,
+    context_settings={"help_option_names": ["--help"]},
+    epilog=(
+        "SRC and DST are [user@]host[:port] or names of your ssh configuration. Without a verb "
+        "the process is moved; write `migrate move check dst` for a host that is named as a verb. "
+        "Exit status: 0 migrated, 1 rolled back, 2 usage, 3 refused, 4 in doubt. Completion: "
+        'eval "$(_MIGRATE_COMPLETE=bash_source migrate)".'
+    ),
+)
+@click.version_option(__version__, prog_name="migrate")
+def migrate() -> None:
+    """Move a running process between two hosts while its TCP connections stay up.
+
+    \b
+    migrate SRC DST --pid N          move it
+    migrate check SRC DST --pid N    only see whether it could move
+    """
+
+
+migrate.add_command(move)
+migrate.add_command(check)

@@ -1,0 +1,36 @@
+"""`migrate SRC DST --pid N`: the move itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from orchestrator.cli.options import print_json, run_driver, shared
+
+
+@click.command(name="move")
+@click.option("--dry-run", is_flag=True, help="Only check, as `migrate check` does.")
+@shared
+@click.pass_context
+def move(context: click.Context, /, dry_run: bool, **given: Any) -> int:
+    """Move process N from SRC to DST with its TCP connections."""
+    if dry_run:
+        from orchestrator.cli.check import check
+
+        return int(context.invoke(check, **given))
+    driver, result = run_driver(given, "migrate")
+
+    from orchestrator import report
+    from orchestrator.migration.result import exit_status
+
+    if given["as_json"]:
+        print_json(result)
+    else:
+        if not given["quiet"]:
+            report.summary(result, given["verbose"])
+        if driver.refusals:
+            report.refusals(driver.refusals)
+        elif error := result["error"]:
+            report.problem(error["message"], error["hint"])
+    return exit_status(result, driver.error)

@@ -1,0 +1,103 @@
+"""Options that the verbs share, and the request they make."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_BLACKOUT_LIMIT, MAX_PID
+
+Command = Callable[..., Any]
+
+_OPTIONS = [
+    click.argument("source", metavar="SRC"),
+    click.argument("destination", metavar="DST"),
+    click.option(
+        "--pid", type=click.IntRange(1, MAX_PID), required=True, metavar="N",
+        help="The process; its children move with it.",
+    ),
+    click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else."),
+    click.option(
+        "--max-blackout", type=click.FloatRange(0, MAX_BLACKOUT_LIMIT, min_open=True),
+        default=DEFAULT_MAX_BLACKOUT, show_default=True, metavar="SECONDS",
+        help="Roll back rather than stand still for longer.",
+    ),
+    click.option(
+        "--address", multiple=True, metavar="ADDR",
+        help="A service address that no socket shows (a wildcard listener's). Repeatable.",
+    ),
+    click.option(
+        "--images-dir", default=DEFAULT_IMAGES_DIR, show_default=True, metavar="DIR",
+        help="Where images rest on both hosts; a tmpfs.",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say more: every stream, for instance."),
+    click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
+    # For tests and chaos experiments.
+    click.option("--fault", "faults", multiple=True, hidden=True, metavar="POINT@ROLE=ACTION"),
+    click.option("--test-no-replay", is_flag=True, hidden=True),
+    click.option("--test-ignore-boundary", is_flag=True, hidden=True),
+]  # fmt: skip
+
+
+def shared(command: Command) -> Command:
+    """Give a verb the shared options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def make_request(given: dict[str, Any]) -> Any:
+    """The `Request` of the parsed options. Raises `click.UsageError`."""
+    from agent.errors import AgentError
+    from agent.fault import Faults
+    from orchestrator.migration.driver import Request
+    from orchestrator.plan import Options
+
+    try:
+        for role in ("source", "destination"):
+            Faults(role, list(given["faults"]))
+        options = Options(
+            max_blackout=given["max_blackout"],
+            images_dir=given["images_dir"],
+            address=tuple(given["address"]),
+            replay=not given["test_no_replay"],
+            boundary=not given["test_ignore_boundary"],
+            faults=tuple(given["faults"]),
+        )
+    except AgentError as error:
+        raise click.UsageError(error.message) from None
+    return Request(
+        given["source"], given["destination"], given["pid"], given["ssh_config"], options
+    )
+
+
+def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
+    """Run `check` or `migrate` of a driver; the driver and its result."""
+    from orchestrator.migration.driver import Driver
+    from orchestrator.report import Human, Silent
+
+    request = make_request(given)
+    quiet = given["as_json"] or given["quiet"]
+    reporter = Silent() if quiet else Human(given["verbose"])
+
+    async def drive() -> tuple[Any, dict[str, Any]]:
+        driver = Driver(request, reporter)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, driver.interrupt)
+        return driver, await getattr(driver, verb)()
+
+    return asyncio.run(drive())
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """The one line on stdout."""
+    from orchestrator.report import say
+
+    say(json.dumps(result))

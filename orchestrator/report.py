@@ -1,0 +1,178 @@
+"""What a person reads while and after a migration: steps with times, progress, a summary.
+
+Steps and summary go to stdout, errors to stderr. Colour and the progress bar only on a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from typing import Any, TextIO
+
+from agent.plan import Plan
+from orchestrator.agent_client import Facts
+from orchestrator.migration.driver import Request
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
+from orchestrator.refusals import Refusal
+
+_NAMES = {
+    "dump_streams": "dump streams",
+    "dump_process": "dump process",
+    "restore_streams": "restore streams",
+    "restore_process": "restore process",
+    "take_over": "take over",
+}
+_SHOWN_STREAMS = 10
+_BAR_FROM = 32 << 20  # bytes of memory for which a progress bar is worth it
+
+
+class Silent:
+    """For --json and --quiet: notes go to stderr, the rest nowhere."""
+
+    def started(self, request: Request) -> None: ...
+
+    def checked(self, ms: float, plan: Plan, process: Facts) -> None: ...
+
+    def phase(self, event: dict[str, Any]) -> None: ...
+
+    def progress(self, done: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        say(f"migrate: {text}", sys.stderr)
+
+
+class Human(Silent):
+    """Steps as they end, and a bar for the memory."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._bar: Any = None
+        self._task: Any = None
+
+    def started(self, request: Request) -> None:
+        say(f"Moving PID {request.pid} from {request.source} to {request.destination}")
+
+    def checked(self, ms: float, plan: Plan, process: Facts) -> None:
+        addresses = ", ".join(one.address for one in plan.addresses) or "none"
+        say(
+            f"  {process.get('comm', plan.pid)}: {_count(len(plan.tree), 'process', 'es')}, "
+            f"{_size(plan.memory)}, service address {addresses}; migration {plan.id}"
+        )
+        self._step("check", ms, False)
+
+    def phase(self, event: dict[str, Any]) -> None:
+        if event.get("state") == "end":
+            name = str(event.get("name"))
+            self._step(_NAMES.get(name, name), float(event.get("ms", 0)), event.get("unwinding"))
+
+    def _step(self, name: str, ms: float, unwinding: object) -> None:
+        self._end_bar()
+        say(f"  {'undo: ' if unwinding else ''}{name:16} {ms:9.1f} ms")
+
+    def progress(self, done: int, total: int) -> None:
+        if total < _BAR_FROM or not sys.stdout.isatty():
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+            columns = ("  memory", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._bar = Progress(*columns, transient=True)
+            self._task = self._bar.add_task("memory", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, text: str) -> None:
+        self._end_bar()
+        super().note(text)
+
+
+def summary(result: Json, verbose: bool) -> None:
+    """The end of a migration, in words."""
+    outcome = result["outcome"]
+    if outcome == MIGRATED:
+        moved = result["bytes"]
+        say(
+            f"Migrated. Blackout {result['blackout_ms']:.1f} ms "
+            f"(± {result['clock_error_ms']:.2f} ms between the clocks), "
+            f"{_count(len(result['streams']), 'stream')}, {_size(moved['memory'])} of memory, "
+            f"{_size(moved['streams'])} in queues"
+        )
+        say(f"  {_wakes(result)}{_count(result['replayed_packets'], 'packet')} replayed")
+        if verbose or 0 < len(result["streams"]) <= _SHOWN_STREAMS:
+            _table(result["streams"])
+    elif outcome == ROLLED_BACK:
+        say(f"Rolled back: PID {result['pid']} goes on at {result['source']}")
+    elif outcome == IN_DOUBT:
+        say("In doubt: the source stays frozen")
+
+
+def _wakes(result: Json) -> str:
+    times = [stream["wake_ms"] for stream in result["streams"]]
+    awake = sorted(ms for ms in times if ms >= 0)
+    if not times:
+        return ""
+    asleep = len(times) - len(awake)
+    text = "no peer has answered yet; "
+    if awake:
+        text = (
+            f"peers awake after {awake[0]:.1f} / {statistics.median(awake):.1f} / "
+            f"{awake[-1]:.1f} ms (least, median, most); "
+        )
+        text += f"{asleep} have not answered yet; " if asleep else ""
+    return text
+
+
+def _table(streams: list[Json]) -> None:
+    say(f"  {'local':28} {'remote':28} {'received':>9} {'to send':>9} {'unsent':>9} {'wake':>9}")
+    for one in streams:
+        wake = f"{one['wake_ms']:.1f} ms" if one["wake_ms"] >= 0 else "-"
+        say(
+            f"  {one['local']:28} {one['remote']:28} {one['receive_queue']:9} "
+            f"{one['send_queue']:9} {one['unsent']:9} {wake:>9}"
+        )
+
+
+def refusals(found: list[Refusal]) -> None:
+    """Every reason against the migration, each with its fix."""
+    for one in found:
+        problem(one.message, one.hint)
+
+
+def problem(message: str, hint: str) -> None:
+    """An error and what to do about it."""
+    say(f"{_coloured('error:', '31')} {message}", sys.stderr)
+    if hint:
+        say(f"{_coloured('hint:', '36')}  {hint}", sys.stderr)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line; whoever stops reading does not stop the migration."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _coloured(text: str, colour: str) -> str:
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        return f"\033[{colour}m{text}\033[0m"
+    return text
+
+
+def _count(number: int, word: str, plural: str = "s") -> str:
+    return f"{number} {word}{plural if number != 1 else ''}"
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
