@@ -29,7 +29,7 @@ from agent.tcp.inventory import connection
 from agent.tcp.replay import Replayer
 from agent.tcp.restore import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
-from agent.tcp.wake import Waking, endpoints, wake
+from agent.tcp.wake import Waking, endpoints, opens, wake
 
 _RESTORE_PATIENCE = 60.0  # seconds a restore may still take when it is to be undone
 _MAX_SOCKETS = 1 << 20
@@ -169,7 +169,9 @@ class DestinationHost:
         if not packets or not self._plan.replay:
             return
         by_key = {waking.key: waking for waking in self._waking}
-        touched = {key: by_key[key] for packet in packets if (key := endpoints(packet)) in by_key}
+        # A segment that has no socket here would be answered with a reset.
+        packets = [one for one in packets if endpoints(one) in by_key or opens(one)]
+        touched = {key: by_key[key] for key in map(endpoints, packets) if key in by_key}
         for waking in touched.values():
             waking.look()
         self.replayed += self._replayer.replay(packets)

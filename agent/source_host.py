@@ -8,7 +8,7 @@ import socket
 import time
 from typing import Any
 
-from agent.address import AddressMover
+from agent.address import AddressError, AddressMover
 from agent.criu.worker import CriuWorker
 from agent.fault import Faults
 from agent.freeze import Tree
@@ -96,6 +96,9 @@ class SourceHost:
 
     def lock(self) -> None:
         """Cut off every connection and listener, in one transaction."""
+        if self._capture is not None:
+            # What came until now has been delivered, but for the SYNs that are held off.
+            self._packets += self._capture.drain(set(), self._listeners)
         script = render.lock(
             self._plan.id, sorted(self._connections), self._listeners, stage="full"
         )
@@ -163,7 +166,8 @@ class SourceHost:
         self._gave_addresses = True
         for mover in self._movers:
             mover.remove()
-        return self.captured()
+        self.captured()
+        return self._packets
 
     def captured(self) -> list[bytes]:
         """The peers' packets that arrived since the last call."""
@@ -186,13 +190,14 @@ class SourceHost:
         if self._gave_addresses:
             for mover in self._movers:
                 mover.add()
-                mover.announce()
-        packets = self._packets + self.captured() if self._capture else []
+                with contextlib.suppress(AddressError):  # the peers find it by asking
+                    mover.announce()
+        self.captured()
         self.unlock()
         self._release_all()
         self._tree.thaw()
-        if packets and self._locked:
-            self._replayer.replay(packets)
+        if self._packets and self._locked:
+            self._replayer.replay(self._packets)
 
     def _release_all(self) -> None:
         dumped = {stream.inode: stream for stream in self._streams}

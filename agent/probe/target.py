@@ -130,7 +130,7 @@ def _owners(ports: set[int]) -> dict[int, tuple[int, str]]:
         for one in sockdiag.tcp(family):
             if one.inode and one.local_port in ports and one.state not in _TCP_CLOSE_STATES:
                 links[f"socket:[{one.inode}]"] = one.local_port
-    holders = proc.holders(links, {os.getpid()})
+    holders = proc.holders(links, ())
     return {links[link]: (one.pid, one.comm) for link, one in holders.items()}
 
 

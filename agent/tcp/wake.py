@@ -15,6 +15,7 @@ from agent.tcp.restore import probe_again
 from agent.tcp.stream import Stream, format_address
 
 _MAPPED = "::ffff:"
+_SYN, _SYN_ACK = 0x02, 0x12
 _PORTS = struct.Struct("!HH")
 _SEGS_IN = struct.Struct("=I")
 _POLL = 0.0005
@@ -103,7 +104,16 @@ async def wake(streams: list[Waking]) -> None:
 
 def endpoints(packet: bytes) -> bytes:
     """Addresses and ports of a TCP packet, source before destination, as on the wire."""
-    if packet[0] >> 4 == 4:
-        tcp = (packet[0] & 15) * 4
-        return packet[12:20] + packet[tcp : tcp + 4]
-    return packet[8:44]
+    if packet[0] >> 4 == 6:
+        return packet[8:44]
+    start = _tcp_start(packet)
+    return packet[12:20] + packet[start : start + 4]
+
+
+def opens(packet: bytes) -> bool:
+    """Whether a TCP packet is the SYN of a new connection (RFC 9293, section 3.5)."""
+    return packet[_tcp_start(packet) + 13] & _SYN_ACK == _SYN
+
+
+def _tcp_start(packet: bytes) -> int:
+    return (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
