@@ -87,7 +87,7 @@ class _Look:
         return ProcessFacts(
             pid=self._root,
             comm=root["comm"],
-            cmdline=[one[:_MAX_ARGUMENT] for one in proc.cmdline(self._root)[:_MAX_ARGUMENTS]],
+            cmdline=_arguments(self._root),
             processes=processes,
             shell_job=root["sid"] != self._root,
             memory=sum(one["memory"] for one in processes),
@@ -143,6 +143,14 @@ class _Look:
             path = os.readlink(f"/proc/{pid}/{name}")
             if not path.endswith(proc.DELETED):
                 self._files.add(path, pid, use)
+
+
+def _arguments(pid: int) -> list[str]:
+    """The command line, for show; one that the program rewrote has a tail of empty words."""
+    words = proc.cmdline(pid)
+    while words and not words[-1]:
+        words.pop()
+    return [one[:_MAX_ARGUMENT] for one in words[:_MAX_ARGUMENTS]]
 
 
 def _walk(root: int) -> Iterator[int]:
