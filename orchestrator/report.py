@@ -45,13 +45,14 @@ class Silent:
 class Human(Silent):
     """Steps as they end, and a bar for the memory."""
 
-    def __init__(self, verbose: bool = False) -> None:
-        self._verbose = verbose
+    def __init__(self, verb: str) -> None:
+        """`verb`: "Moving" or "Checking"."""
+        self._verb = verb
         self._bar: Any = None
         self._task: Any = None
 
     def started(self, request: Request) -> None:
-        say(f"Moving PID {request.pid} from {request.source} to {request.destination}")
+        say(f"{self._verb} PID {request.pid} from {request.source} to {request.destination}")
 
     def checked(self, ms: float, plan: Plan, process: Facts) -> None:
         addresses = ", ".join(one.address for one in plan.addresses) or "none"

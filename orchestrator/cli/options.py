@@ -84,7 +84,7 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
 
     request = make_request(given)
     quiet = given["as_json"] or given["quiet"]
-    reporter = Silent() if quiet else Human(given["verbose"])
+    reporter = Silent() if quiet else Human("Checking" if verb == "check" else "Moving")
 
     async def drive() -> tuple[Any, dict[str, Any]]:
         driver = Driver(request, reporter)
