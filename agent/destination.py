@@ -75,10 +75,12 @@ class DestinationMigration:
             error = AgentError(detail=f"{type(failure).__name__}: {failure}")
         finally:
             gc.enable()
-        if error is not None and not self._machine.committed:
-            await self._undo(error)
-        await self._close()
-        self._running = False
+        try:
+            if error is not None and not self._machine.committed:
+                await self._undo(error)
+        finally:
+            await self._close()
+            self._running = False
         return self._report(error)
 
     async def orchestrator_gone(self) -> None:

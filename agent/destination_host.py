@@ -14,7 +14,7 @@ from agent.criu.images import inherit_key
 from agent.criu.worker import CriuWorker
 from agent.errors import AgentError, ProtocolError
 from agent.fault import Faults
-from agent.freeze import FreezeError, Tree
+from agent.freeze import Tree
 from agent.image.records import Record
 from agent.image.store import ImageStore
 from agent.kernel import uapi
@@ -185,18 +185,31 @@ class DestinationHost:
     # --- back
 
     async def undo(self) -> None:
-        """Leave nothing: no process, socket, address, lock or image. No packet is sent."""
-        await self._restore_ended()
+        """Leave nothing: no process, socket, address or lock. No packet is sent.
+
+        A step that fails does not keep the others from being taken; the first to fail is raised
+        in the end.
+        """
+        async with contextlib.AsyncExitStack() as steps:  # runs them from the last to the first
+            steps.callback(self.unlock)
+            steps.callback(self._drop_addresses)
+            steps.push_async_callback(self._kill)
+            steps.callback(self._abandon)
+            steps.push_async_callback(self._restore_ended)
+
+    def _abandon(self) -> None:
         for sock, _ in self._restored:
             abandon(sock)
         self._restored.clear()
+
+    async def _kill(self) -> None:
         if self._tree is not None:
-            with contextlib.suppress(FreezeError):
-                await self._tree.kill()
+            await self._tree.kill()
+
+    def _drop_addresses(self) -> None:
         if self._took_addresses:
             for mover in self._movers:
                 mover.remove()
-        self.unlock()
 
     async def _restore_ended(self) -> None:
         """A restore that is under way is left to its end, so that all of its tree is known."""

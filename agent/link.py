@@ -71,12 +71,16 @@ class Link:
                 self._write(header + body)
                 self._end_output()
                 return
-        # One write for what is small: each becomes a packet with its own MAC.
-        if len(body) < _JOIN:
-            self._write(header + body)
-        else:
-            self._write(header)
-            self._write(body)
+        try:
+            # One write for what is small: each becomes a packet with its own MAC.
+            if len(body) < _JOIN:
+                self._write(header + body)
+            else:
+                self._write(header)
+                self._write(body)
+        except OSError as error:  # the channel is closed, or half of it
+            self._gone = self._lost(str(error))
+            raise self._gone from error
 
     async def drain(self) -> None:
         """Wait until the transport takes more."""

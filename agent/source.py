@@ -68,12 +68,11 @@ class SourceMigration:
         try:
             error = await self._until_interrupted(self._forward(link))
             outcome = await self._settle(error)
-            self._phases.unwinding = False
         finally:
             gc.enable()
             self._running = False
-        if outcome != "in-doubt":
-            await self._close()
+            if self._machine.state != "in-doubt":
+                await self._close()
         return self._report(outcome, error if outcome != "migrated" else None)
 
     async def cancel(self) -> dict[str, Any]:
@@ -218,7 +217,8 @@ class SourceMigration:
         elif machine.state == "rolling-back":
             self._phases.unwinding = True
             if talk is not None and not talk.over and error is not None:
-                self._link.send({"kind": "undo", "error": error.to_wire()})
+                with contextlib.suppress(PeerLost):
+                    self._link.send({"kind": "undo", "error": error.to_wire()})
             await self._host.roll_back()
             machine.on("undone")
         return machine.state

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.address import AddressError, AddressMover
 from agent.criu.worker import CriuWorker
+from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import Faults
 from agent.freeze import Tree
 from agent.image.shipper import Shipper
@@ -32,6 +33,13 @@ from agent.tcp.stream import Stream, format_address
 
 _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
+
+
+class RollbackIncomplete(AgentError):
+    code = "rollback-incomplete"
+    template = "the migration was undone, but not all of it: {detail}"
+    hint_template = "Look at process {pid} and at `nft list tables` at the source."
+    exit_status = EXIT_IN_DOUBT
 
 
 def listeners_of(plan: Plan) -> list[Listener]:
@@ -185,17 +193,35 @@ class SourceHost:
         self._abandon()
 
     async def roll_back(self) -> None:
-        """Undo whatever was done; the process goes on here."""
+        """Undo whatever was done; the process goes on here.
+
+        A step that fails does not keep the others from being taken. Raises `RollbackIncomplete`.
+        """
+        problems = []
         await self._dump_ended()
+        for step in (
+            self._take_addresses_back,
+            self.captured,
+            self.unlock,
+            self._release_all,
+            self._tree.thaw,
+            self._replay_here,
+        ):
+            try:
+                step()
+            except Exception as error:
+                problems.append(f"{step.__name__.strip('_')}: {error}")
+        if problems:
+            raise RollbackIncomplete(detail="; ".join(problems), pid=self._plan.pid)
+
+    def _take_addresses_back(self) -> None:
         if self._gave_addresses:
             for mover in self._movers:
                 mover.add()
                 with contextlib.suppress(AddressError):  # the peers find it by asking
                     mover.announce()
-        self.captured()
-        self.unlock()
-        self._release_all()
-        self._tree.thaw()
+
+    def _replay_here(self) -> None:
         if self._packets and self._locked:
             self._replayer.replay(self._packets)
 
