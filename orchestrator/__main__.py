@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+from agent.errors import EXIT_ROLLED_BACK, EXIT_USAGE, AgentError, Cancelled
+
 
 def main() -> None:
     """Console entry point; never returns."""
@@ -13,32 +15,45 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command; its exit status."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # so early that nobody caught the signal yet
+        return _failed(arguments, "rolled-back", Cancelled(phase="check"), EXIT_ROLLED_BACK)
+
+
+def _run(arguments: list[str]) -> int:
     import click
 
-    from agent.errors import EXIT_USAGE
     from orchestrator.cli import migrate
 
     try:
         status = migrate.main(args=arguments, prog_name="migrate", standalone_mode=False)
     except click.ClickException as error:
-        if "--json" in arguments:
-            from agent.plan import new_id
-            from orchestrator.migration import result
-
-            answer = result.empty(new_id(), "", "", 0)
-            answer["error"] = {
-                "code": "usage",
-                "message": error.format_message(),
-                "hint": "See `migrate --help`.",
-                "phase": "check",
-            }
-            print(json.dumps(answer), flush=True)
-        else:
+        if "--json" not in arguments:
             error.show()
-        return EXIT_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        return 130
+            return EXIT_USAGE
+        from orchestrator.errors import UsageProblem
+
+        problem = UsageProblem(detail=error.format_message())
+        return _failed(arguments, "refused", problem, EXIT_USAGE)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     return int(status or 0)
+
+
+def _failed(arguments: list[str], outcome: str, error: AgentError, status: int) -> int:
+    """Say why nothing was begun, in the form that was asked for."""
+    from agent.plan import new_id
+    from orchestrator import report
+    from orchestrator.migration import result
+
+    if "--json" in arguments:
+        answer = result.empty(new_id(), "", "", 0)
+        answer.update(outcome=outcome, error=result.described(error, "check"))
+        report.say(json.dumps(answer))
+    else:
+        report.problem(error.message, error.hint)
+    return status
 
 
 if __name__ == "__main__":

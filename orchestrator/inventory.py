@@ -106,9 +106,7 @@ class KnownHosts:
         self.address = address
         database = read_known_hosts(self.files)
         name = (self.alias or host).lower()
-        keys, authorities, revoked, *_x509 = database.match(
-            name, "", None if self.alias else port
-        )
+        keys, authorities, revoked, *_x509 = database.match(name, "", None if self.alias else port)
         self.matched = bool(keys or authorities)
         self.revoked = list(revoked)
         return keys, authorities, revoked
