@@ -59,7 +59,7 @@ def test_idle_connection(lab: Lab, address: str) -> None:
 def test_nginx_serves_a_large_file(lab: Lab) -> None:
     lab.add_address("src")
     config = f"""
-        daemon off; master_process on; worker_processes 2; pid /run/lab-nginx.pid;
+        daemon off; master_process on; worker_processes 2; pid /run/lab-nginx.pid; user root;
         error_log /dev/null;
         events {{}}
         http {{ access_log off; sendfile on;

@@ -116,6 +116,8 @@ class Lab:
     def add_address(self, host: str, address: str = SERVICE) -> None:
         length, flags = ("64", "nodad") if ":" in address else ("24", "")
         self.run(host, f"ip addr add {address}/{length} dev {self.device(host)} {flags}")
+        # An earlier test may have had it elsewhere.
+        self.run("client", f"ip neigh flush to {address} dev {self.device('client')}")
 
     def device(self, host: str) -> str:
         return self.run(host, "ip -o -4 addr show to 10.77.0.0/24 | awk '{print $2; exit}'")
@@ -197,8 +199,9 @@ class Lab:
 
     def clear(self) -> None:
         """End every workload and take away every service address of earlier tests."""
+        workloads = "[r]edis-server|[n]ginx|[b]yte_server|[s]leep 1000"
         for host in HOSTS:
-            self.run(host, "pkill -KILL -f 'redis-server|nginx|byte_server|workload' || true")
+            self.run(host, f"pkill -KILL -f '{workloads}' || true")
             self.run(host, "rm -rf /run/streamferry /run/lab-*")
             for table in self.run(host, "nft list tables").splitlines():
                 if "streamferry" in table:
@@ -208,4 +211,4 @@ class Lab:
                     length = 64 if ":" in address else 24
                     device = self.device(host)
                     self.run(host, f"ip addr del {address}/{length} dev {device}", check=False)
-        self.run("client", "pkill -KILL -f /run/ || true")
+        self.run("client", "pkill -KILL -f '[/]run/.*[.]py' || true")

@@ -59,9 +59,7 @@ class _Server(asyncssh.SSHServer):
         return True
 
 
-async def _pump_in(
-    process: asyncssh.SSHServerProcess[bytes], target: asyncio.StreamWriter
-) -> None:
+async def _pump_in(process: asyncssh.SSHServerProcess[bytes], target: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, asyncssh.Error):
         while data := await process.stdin.read(1 << 16):
             target.write(data)
