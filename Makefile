@@ -21,8 +21,8 @@ venv: $(ENVIRONMENT) ## make .venv with the package and its test tools
 lab: ## bring up the hosts src and dst and a client, in containers
 	@lab/up.sh
 
-lab-down: ## remove the lab's containers and networks (its image and Docker stay)
-	@lab/compose.sh down --remove-orphans
+lab-down: ## remove the lab's containers and network (its image, its keys and Docker stay)
+	@lab/down.sh
 
 demo: venv lab ## a Redis moves there and back while a client counts
 	@$(PYTHON) lab/demo.py

@@ -3,9 +3,11 @@
 set -eu
 KEYS=/var/lib/streamferry-lab
 
+mkdir -p "$KEYS"
+chmod 700 "$KEYS"
 [ -s "$KEYS/known_hosts" ] && exit 0
-rm -rf "$KEYS"
-mkdir -m 700 -p "$KEYS/host"
+rm -rf "${KEYS:?}"/*
+mkdir -m 700 "$KEYS/host"
 ssh-keygen -q -t ed25519 -N "" -C streamferry-lab -f "$KEYS/id_ed25519"
 ssh-keygen -q -t ed25519 -N "" -C streamferry-lab-host -f "$KEYS/host/ssh_host_ed25519_key"
 cp "$KEYS/id_ed25519.pub" "$KEYS/host/authorized_keys"
