@@ -44,6 +44,11 @@ class Conversation:
         """Whether a record of this kind waits."""
         return bool(self._records[kind])
 
+    async def last_word(self, seconds: float) -> AgentError | None:
+        """The destination's own reason, if it gives one while the link still lasts."""
+        await asyncio.wait({self._task}, timeout=seconds)
+        return self._failure if self.refused else None
+
     @property
     def over(self) -> bool:
         return self._failure is not None

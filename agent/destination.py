@@ -36,7 +36,7 @@ class DestinationMigration:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._phases = Phases(server.send_event)
-        self._link = Link()
+        self._link = Link(lambda: self._phases.current)
         self._relay = Relay(self._link, server.send_event)
         self._collector = StreamCollector()
         self._machine = Machine(DESTINATION_TABLE)

@@ -34,7 +34,9 @@ Damage = Callable[[bytes, bytes], tuple[bytes, bytes]]
 class Link:
     """Records in both directions, in order. A transport feeds it and carries what it sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, phase: Callable[[], str]) -> None:
+        """`phase` names the phase that an error is to name, when the link breaks."""
+        self._phase = phase
         self._encoder = RecordEncoder()
         self._decoder = RecordDecoder()
         self._records: deque[tuple[Record, int]] = deque()
@@ -50,7 +52,6 @@ class Link:
         self._pause: Callable[[bool], None] | None = None
         self.opened = asyncio.Event()
         self.lost = asyncio.Event()  # nothing more will come than what is queued
-        self.phase = "lock"  # named by the error when the link breaks
         self.relayed = False
 
     # --- for the two drivers
@@ -163,7 +164,7 @@ class Link:
             self._writable.clear()
 
     def _lost(self, detail: str) -> PeerLost:
-        return PeerLost(phase=self.phase, detail=detail)
+        return PeerLost(phase=self._phase(), detail=detail)
 
     def _failed(self, error: AgentError) -> None:
         if self._failure is None:

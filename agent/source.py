@@ -25,6 +25,7 @@ from agent.source_host import SourceHost
 from agent.states import SOURCE_TABLE, Machine
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
+_LAST_WORD = 0.5  # seconds for the destination to say why it broke the link
 _LATE_POLL = 0.005  # seconds between looks for packets that still arrive here
 
 
@@ -40,7 +41,7 @@ class SourceMigration:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._phases = Phases(server.send_event)
-        self._link = Link()
+        self._link = Link(lambda: self._phases.current)
         self._relay = Relay(self._link, server.send_event)
         self._clock = ClockOffset()
         self._interrupted: asyncio.Future[AgentError] = asyncio.get_running_loop().create_future()
@@ -67,6 +68,7 @@ class SourceMigration:
         gc.disable()  # a collection in the blackout would cost more than all our garbage
         try:
             error = await self._until_interrupted(self._forward(link))
+            error = await self._true_cause(error)
             outcome = await self._settle(error)
         finally:
             gc.enable()
@@ -201,6 +203,12 @@ class SourceMigration:
             detail = f"{type(error).__name__}: {error}"
             return AgentError(detail=detail)
         return None
+
+    async def _true_cause(self, error: AgentError | None) -> AgentError | None:
+        """Where the link broke, the destination may still have said why."""
+        if isinstance(error, PeerLost) and self._talk is not None:
+            return await self._talk.last_word(_LAST_WORD) or error
+        return error
 
     async def _settle(self, error: AgentError | None) -> str:
         """Go to the end that the state allows; its name is the outcome."""
