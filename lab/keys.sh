@@ -7,7 +7,7 @@ mkdir -p "$KEYS"
 chmod 700 "$KEYS"
 [ -s "$KEYS/known_hosts" ] && exit 0
 rm -rf "${KEYS:?}"/*
-mkdir -m 700 "$KEYS/host"
+mkdir -m 755 "$KEYS/host"  # mounted into the hosts, where a plain user's login reads it, too
 ssh-keygen -q -t ed25519 -N "" -C streamferry-lab -f "$KEYS/id_ed25519"
 ssh-keygen -q -t ed25519 -N "" -C streamferry-lab-host -f "$KEYS/host/ssh_host_ed25519_key"
 cp "$KEYS/id_ed25519.pub" "$KEYS/host/authorized_keys"
