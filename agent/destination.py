@@ -153,6 +153,7 @@ class DestinationMigration:
         elif kind == "ping":
             self._link.send({"kind": "pong", "at": time.monotonic()})
         elif kind == "lock":
+            self._phases.current = "lock"
             await self._faults.at("lock")
             host.lock(record)
             self._link.send({"kind": "locked"})

@@ -37,6 +37,12 @@ _ROOM = 1 << 30  # bytes of images over twice the memory that the plan speaks of
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
+class PidTaken(AgentError):
+    code = "pid-taken"
+    template = "at the destination, {comm} has taken PID {pid} since the check"
+    hint_template = "Run the migration again when it has ended, or move the process elsewhere."
+
+
 class DestinationHost:
     """The restored process, its sockets, lock and addresses on the destination."""
 
@@ -75,6 +81,7 @@ class DestinationHost:
 
     def lock(self, record: Record) -> None:
         """Lock before the addresses can come here, and get sockets and CRIU ready."""
+        self._pids_free()
         self._connections = set(_connections(record))
         script = render.lock(
             self._plan.id, sorted(self._connections), self._listeners, stage="full"
@@ -90,6 +97,12 @@ class DestinationHost:
                 raise ProtocolError(detail=f"a socket of family {family!r:.20}")
             self._spare[family].append(new_socket(family))
         self._start_worker()
+
+    def _pids_free(self) -> None:
+        for pid in self._plan.tree:
+            with contextlib.suppress(OSError):
+                comm = Path(f"/proc/{pid}/comm").read_text().strip()
+                raise PidTaken(pid=pid, comm=comm)
 
     def _start_worker(self) -> None:
         """CRIU inherits our sockets by number, so it starts when they exist."""
@@ -125,6 +138,7 @@ class DestinationHost:
         """Restore the tree, stopped; returns the PID of its root."""
         with self._phases.step("restore_process"):
             await self._faults.at("restore_process")
+            self._pids_free()
             self._store.finish()
             inherit = {inherit_key(stream.inode): sock.fileno() for sock, stream in self._restored}
             if not self._inheritable.issuperset(inherit.values()):

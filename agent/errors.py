@@ -50,13 +50,30 @@ def is_known(code: str) -> bool:
     return code == AgentError.code or code in AgentError._registry
 
 
+class Foreign(AgentError):
+    """An error whose class is not loaded here; it passes on as it came."""
+
+    code = "foreign"
+    template = "{detail}"
+
+    def __init__(self, code: str, fields: dict[str, Field]) -> None:
+        super().__init__(detail=f"{code}: {fields}"[:500])
+        self._wire = {"code": code, "fields": fields}
+
+    def to_wire(self) -> dict[str, Any]:
+        return self._wire
+
+
 def from_wire(wire: object) -> AgentError:
     """Rebuild an error from `to_wire()`; anything malformed becomes a plain `AgentError`."""
     try:
         if not isinstance(wire, dict):
             raise TypeError("not a map")
-        cls = AgentError if wire["code"] == "internal" else AgentError._registry[wire["code"]]
-        return cls(**{str(key): value for key, value in wire["fields"].items()})
+        code, fields = wire["code"], {str(key): one for key, one in wire["fields"].items()}
+        if isinstance(code, str) and not is_known(code):
+            return Foreign(code, fields)
+        cls = AgentError if code == AgentError.code else AgentError._registry[code]
+        return cls(**fields)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         return AgentError(detail=f"an error that cannot be read: {str(wire):.200}")
 
