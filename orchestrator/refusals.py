@@ -114,6 +114,11 @@ TABLE: dict[str, Words] = {
         "the session of process {pid} ({comm}) was made outside of its PID namespace",
         "Start it in a session of its own: `setsid PROGRAM`.",
     ),
+    "limits-unreadable": Words(
+        "CRIU may not read the limits of process {pid} ({comm}), which runs as user {user}",
+        "The login at the source needs CAP_SYS_RESOURCE, which it lacks (prlimit(2)); or run the "
+        "whole program as one user.",
+    ),
     "terminal": Words(
         "{thing} is the terminal {path}",
         "Start the program away from a terminal: `setsid PROGRAM </dev/null >LOG 2>&1 &`, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from collections.abc import Iterator
 
 from agent.freeze import children
@@ -128,6 +129,11 @@ class _Look:
         theirs = proc.namespaces(pid)
         info["namespaces"] = [kind for kind in own if theirs.get(kind) != own[kind]]
         info["limits"] = proc.hard_limits(pid)
+        try:
+            resource.prlimit(pid, resource.RLIMIT_CORE)  # as CRIU will
+        except PermissionError:
+            user = int(status["Uid"].split()[0])
+            self._obstacles.add("limits-unreadable", pid=pid, comm=found.comm, user=user)
         if "mnt" not in info["namespaces"]:
             self._paths(pid)
             info["descriptors"] = self._descriptors.scan(pid)

@@ -116,6 +116,9 @@ CASES: list[tuple[str, str, str, Spoil]] = [
     ("leader-ended", "process 5000", "main thread", root(state="Z", thread_states="SZ")),
     ("namespace", "another mnt namespace", "container", root(namespaces=["cgroup", "mnt"])),
     ("session-outside", "process 5000", "setsid", root(sid=0)),
+    ("limits-unreadable", "process 5000 (nginx), which runs as user 33", "CAP_SYS_RESOURCE",
+     lambda case: case.process["obstacles"].append(
+         obstacle("limits-unreadable", pid=5000, comm="nginx", user=33))),
     ("terminal", "descriptor 9 of process 5000 is the terminal /dev/pts/3", "setsid",
      blocked("terminal", path="/dev/pts/3")),
     ("foreign-mount", "/data", "inherited", blocked("foreign-mount", path="/data")),
