@@ -94,21 +94,43 @@ def test_a_blackout_that_would_be_too_long(lab: Lab, redis: int) -> None:
         assert seen["errors"] == []
 
 
-def test_criu_fails_in_the_restore(lab: Lab, redis: int) -> None:
-    """The PID is taken between the check and the restore."""
+TRACER = """
+import ctypes, sys, time
+libc = ctypes.CDLL(None)
+print(libc.ptrace(0x4206, int(sys.argv[1]), 0, 0), flush=True)  # PTRACE_SEIZE
+time.sleep(1000)
+"""
+
+
+def test_criu_fails_in_the_dump(lab: Lab, redis: int) -> None:
+    """A debugger attaches after the freeze."""
+    lab.put("src", "/run/lab-tracer.py", TRACER)
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
         client.line()
-        process = lab.start_migrate(
-            "src", "dst", redis, "--fault", "restore_process@destination=delay=2"
-        )
-        until(lambda: lab.run("dst", "nft list tables | grep streamferry", False), 20, "the lock")
-        taken = lab.start("dst", "sleep 1000")
-        lab.run("dst", f"kill {taken}")
-        lab.run("dst", f"start-high {redis - 1} sleep 1000")
-        went_on_result = lab.end_migrate(process)
-        assert went_on_result.status == 1
-        assert went_on_result.result["error"]["code"] == "criu"
-        lab.run("dst", "pkill -x sleep")
-        for host in HOSTS:
-            lab.settle(host)
+        process = lab.start_migrate("src", "dst", redis, "--fault", "dump_process@source=delay=2")
+        until(lambda: reached(lab, redis, "freeze"), 20, "the freeze")
+        lab.start("src", f"python3 /run/lab-tracer.py {redis}")
+        migration = lab.end_migrate(process)
+        lab.run("src", "pkill -KILL -f '[l]ab-tracer'")
+        went_on(lab, redis, migration, "criu")
+        assert "dump" in migration.result["error"]["message"]
+        assert client.finish()["errors"] == []
+
+
+@pytest.mark.parametrize(("what", "code"), [("process", "pid-taken"), ("thread", "criu")])
+def test_an_id_is_taken_after_the_check(lab: Lab, redis: int, what: str, code: str) -> None:
+    """A taken PID is seen before the restore; a taken thread ID makes CRIU's restore fail."""
+    threads = lab.run("src", f"ls /proc/{redis}/task").split()
+    number = redis if what == "process" else int(threads[-1])
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        fault = ("--fault", "lock@source=delay=2")
+        process = lab.start_migrate("src", "dst", redis, *fault)
+        until(lambda: reached(lab, redis, "lock"), 20, "the lock")
+        assert int(lab.run("dst", f"start-high {number - 1} sleep 1000")) == number
+        migration = lab.end_migrate(process)
+        assert lab.alive("dst", number)  # it is not ours to end
+        lab.run("dst", f"kill {number}")
+        until(lambda: not lab.alive("dst", number), 5, "sleep ends")
+        went_on(lab, redis, migration, code)
         assert client.finish()["errors"] == []
