@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import product
-from pathlib import Path
 
 import pytest
 
 from agent.states import DESTINATION_TABLE, SOURCE_TABLE, IllegalTransition, Machine, Table
 
 TABLES = [SOURCE_TABLE, DESTINATION_TABLE]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def reachable(table: Table, start: str) -> set[str]:
@@ -56,11 +53,3 @@ def test_the_destination_runs_only_after_the_hand_over() -> None:
     del before["restored", "hand-over"]
     without = Table("destination", DESTINATION_TABLE.states, before, "idle", frozenset())
     assert "migrated" not in reachable(without, "idle")
-
-
-def test_the_drawing_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_states", ROOT / "docs/make_states.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs/states.md").read_text() == module.page()
