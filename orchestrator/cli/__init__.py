@@ -24,6 +24,14 @@ class DefaultVerb(click.Group):
             return super().parse_args(context, arguments)
         return super().parse_args(context, self._verb_first(arguments))
 
+    def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("migrate", "[check] SRC DST --pid N [OPTIONS]")
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Those of the default verb, which most people want to see."""
+        move.format_options(click.Context(move), formatter)
+        self.format_commands(context, formatter)
+
     def _verb_first(self, arguments: list[str]) -> list[str]:
         index = 0
         while index < len(arguments):
@@ -43,8 +51,8 @@ class DefaultVerb(click.Group):
     context_settings={"help_option_names": ["--help"]},
     epilog=(
         "SRC and DST are [user@]host[:port] or names of your ssh configuration. Without a verb "
-        "the process is moved; write `migrate move check dst` for a host that is named as a verb. "
-        "Exit status: 0 migrated, 1 rolled back, 2 usage, 3 refused, 4 in doubt. Completion: "
+        "the process is moved; `migrate move check dst ...` reaches a host that is named as a "
+        "verb. Exit status: 0 migrated, 1 rolled back, 2 usage, 3 refused, 4 in doubt. Completion: "
         'eval "$(_MIGRATE_COMPLETE=bash_source migrate)".'
     ),
 )
