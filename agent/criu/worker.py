@@ -68,6 +68,7 @@ class CriuWorker:
                 cwd="/",
                 pass_fds=(theirs.fileno(), *pass_fds),
                 start_new_session=True,
+                umask=0o077,
             )
         ours.setblocking(False)
         self.busy = False  # it holds the process
