@@ -222,6 +222,8 @@ class Driver:
             with contextlib.suppress(AgentError):
                 sent = await source.source_resolve(committed) | {"error": sent["error"]}
         result["outcome"] = sent["outcome"]
+        if sent["relayed"]:
+            self._reporter.note("the hosts do not reach each other: data went through this machine")
         if sent["outcome"] == results.IN_DOUBT:
             self._doubt(taken)
         results.merge(result, sent, taken if isinstance(taken, dict) else None)
