@@ -35,5 +35,7 @@ check: venv ## lint and types
 test: venv lab check ## every test
 	$(PYTHON) -m pytest
 
-bench: venv lab ## the blackout, side by side with a script around CRIU
+bench: venv lab ## blackout, stall and boundary, each beside what it is compared with
 	$(PYTHON) -m tests.bench.blackout
+	$(PYTHON) -m tests.bench.stall
+	$(PYTHON) -m tests.bench.boundary
