@@ -25,6 +25,7 @@ from agent.plan import Plan
 from agent.source_host import listeners_of
 from agent.tcp import options
 from agent.tcp.capture import Capture
+from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
 from agent.tcp.replay import Replayer
 from agent.tcp.restore import abandon, new_socket, release, restore
@@ -153,11 +154,14 @@ class DestinationHost:
             return pid
 
     def take_addresses(self) -> None:
+        """Answer for the addresses from now on; streams that need it come to their state."""
         self._took_addresses = True
         for mover in self._movers:
             mover.add()
         for mover in self._movers:
             mover.announce()
+        for sock, stream in self._restored:
+            settle(sock, stream, self._replayer.replay)
 
     def unlock(self) -> None:
         apply.run(render.unlock(self._plan.id))
@@ -170,7 +174,8 @@ class DestinationHost:
                 continue
             waking = Waking(sock, stream, time.monotonic())
             with contextlib.suppress(OSError):  # such a stream then reports no answer
-                release(sock, stream)
+                release(sock, stream, self._replayer.replay)
+            waking.begin()
             self._waking.append(waking)
         self._tree.stopped_before = stopped
         self._tree.thaw()

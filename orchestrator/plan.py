@@ -23,6 +23,7 @@ from agent.plan import (
 )
 from agent.probe import capabilities
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
+from agent.tcp.closing import FINS
 from orchestrator.errors import UsageProblem
 from orchestrator.host_checks import check_hosts, host_refusals
 from orchestrator.placement import Placement, connection, endpoint, parse, service_addresses
@@ -176,7 +177,7 @@ class _Judge:
         there = {one["address"] for one in self.destination_host["addresses"]}
         for one in self.process["connections"]:
             name = connection(*one[1:5])
-            if one.state != uapi.TCP_ESTABLISHED:
+            if one.state not in FINS:
                 state = uapi.STATE_NAMES.get(one.state, f"state {one.state}")
                 yield refusal("state-unsupported", connection=name, state=state)
             if (one.remote, one.remote_port, one.local, one.local_port) in ends:

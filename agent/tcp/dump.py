@@ -13,6 +13,7 @@ import struct
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
 from agent.tcp import options
+from agent.tcp.closing import FINS, queued_fin, received_fin
 from agent.tcp.stream import Stream, StreamError
 
 _TCP = socket.IPPROTO_TCP
@@ -23,7 +24,7 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 # which for a listening socket are the accept queue's length and limit
 _INFO = struct.Struct("=B4xBB17xII")
 
-MOVABLE_STATES = frozenset({uapi.TCP_ESTABLISHED})
+MOVABLE_STATES = frozenset(FINS)
 
 
 def dump(sock: socket.socket, inode: int = 0) -> Stream:
@@ -80,13 +81,15 @@ def _dump_repair(sock: socket.socket, stream: Stream) -> None:
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     length = ioctl_int(fd, uapi.SIOCOUTQ)
-    stream.unsent = ioctl_int(fd, uapi.SIOCOUTQNSD)
+    fin = queued_fin(stream.state)
+    stream.unsent = max(ioctl_int(fd, uapi.SIOCOUTQNSD) - fin, 0)
     stream.send_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
-    stream.send_queue = _peek(sock, length, stream, "send")
+    stream.send_queue = _peek(sock, length - fin, stream, "send")
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
-    length = ioctl_int(fd, uapi.SIOCINQ)
-    stream.receive_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
+    length = ioctl_int(fd, uapi.SIOCINQ)  # without the peer's FIN, unlike the sequence number
+    behind = length + received_fin(stream.state)
+    stream.receive_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - behind) & 0xFFFFFFFF
     stream.receive_queue = _peek(sock, length, stream, "receive")
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
 

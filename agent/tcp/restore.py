@@ -13,11 +13,13 @@ import socket
 
 from agent.kernel import uapi
 from agent.tcp import options
+from agent.tcp.closing import Inject, acked_fin, close_again, received_fin
 from agent.tcp.stream import Stream, StreamError
 
 _TCP = socket.IPPROTO_TCP
 _SOL = socket.SOL_SOCKET
 _CHUNK = 64 << 10  # tcp_send_rcvq() fills one skb of at most this
+_MASK = 0xFFFFFFFF
 _HEADROOM = 1 << 20
 _MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
 
@@ -86,7 +88,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
 
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     for queue, seq in (
-        (uapi.TCP_SEND_QUEUE, stream.send_seq),
+        (uapi.TCP_SEND_QUEUE, (stream.send_seq - acked_fin(stream.state)) & _MASK),
         (uapi.TCP_RECV_QUEUE, stream.receive_seq),
     ):
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, queue)
@@ -99,7 +101,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
 
     if stream.receive_queue:  # the queue selected last
         _write(sock, stream.receive_queue)
-    window = uapi.REPAIR_WINDOW.pack(*stream.window)
+    window = uapi.REPAIR_WINDOW.pack(*_window(stream))
     set_option(_TCP, uapi.TCP_REPAIR_WINDOW, window)
     if sent:
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
@@ -114,6 +116,18 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     set_option(_TCP, uapi.TCP_WINDOW_CLAMP, stream.window_clamp)
     _restore_buffers(stream, sock)
     os.set_blocking(sock.fileno(), not stream.nonblocking)
+
+
+def _window(stream: Stream) -> tuple[int, ...]:
+    """The window; what was acknowledged (rcv_wup) is not beyond what is received by now.
+
+    The peer's FIN is yet to come again, and tcp_repair_set_window() is strict.
+    """
+    *fields, acknowledged = stream.window
+    end = (stream.receive_seq + len(stream.receive_queue)) & _MASK
+    if received_fin(stream.state) and acknowledged == (end + 1) & _MASK:
+        acknowledged = end
+    return *fields, acknowledged
 
 
 def _write(sock: socket.socket, data: bytes) -> None:
@@ -146,12 +160,16 @@ def _signed(number: int) -> int:
     return number - (1 << 32) if number & 0x80000000 else number
 
 
-def release(sock: socket.socket, stream: Stream) -> None:
+def release(sock: socket.socket, stream: Stream, inject: Inject | None = None) -> None:
     """Leave repair mode: the kernel sends a window probe, and the peer is awake again.
 
-    Only after the unlock, with the local address in place. Raises `OSError`.
+    Only after the unlock, with the local address in place. A connection that was restored into a
+    closing state (see `agent.tcp.closing`) needs `inject` to get back there; one that was dumped
+    and not restored is still in it. Raises `OSError`.
     """
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
+    if inject is not None:
+        close_again(sock, stream, inject)
     options.restore_late(sock, stream.options)
 
 

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from agent.kernel import uapi
-from agent.kernel.syscalls import pidfd_getfd
+from agent.kernel.syscalls import ioctl_int, pidfd_getfd
+from agent.tcp.stream import StreamError, format_address
 
 _PREFIX = "socket:["
 
@@ -33,6 +34,8 @@ def steal(
     """inode -> our copy of each TCP socket that is connected or listening.
 
     The open file description is shared with the process: what is set here is set there, too.
+    Raises `StreamError` for one that both sides have closed while it holds unread bytes: as a
+    closed socket, CRIU would restore it without them.
     """
     stolen: dict[int, socket.socket] = {}
     for inode, (pid, fd) in descriptors.items():
@@ -43,18 +46,25 @@ def steal(
         sock = socket.socket(fileno=copy)
         if is_live_tcp(sock):
             stolen[inode] = sock
-        else:
-            sock.close()
+            continue
+        with sock:
+            if is_tcp(sock) and (unread := ioctl_int(copy, uapi.SIOCINQ)):
+                name = format_address(sock.getsockname()[:2])
+                detail = f"both sides have closed it, and {unread} bytes are still to be read"
+                raise StreamError(stream=name, detail=detail)
     return stolen
 
 
 def is_live_tcp(sock: socket.socket) -> bool:
     """Whether this is a TCP socket in any state but CLOSE (those CRIU restores by itself)."""
+    return is_tcp(sock) and state_of(sock) != uapi.TCP_CLOSE
+
+
+def is_tcp(sock: socket.socket) -> bool:
     return (
         sock.family in (socket.AF_INET, socket.AF_INET6)
         and sock.type == socket.SOCK_STREAM
         and sock.proto == socket.IPPROTO_TCP
-        and state_of(sock) != uapi.TCP_CLOSE
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from agent.kernel import uapi
 from agent.tcp.restore import probe_again
+from agent.tcp.steal import state_of
 from agent.tcp.stream import Stream, format_address
 
 _MAPPED = "::ffff:"
@@ -38,6 +38,18 @@ class Waking:
     probes: int = 1
     wake_ms: float = NO_ANSWER
 
+    def begin(self) -> None:
+        """The stream has been released. What was injected to close it again is no answer.
+
+        Only a connection that was established then has sent a probe; in FIN_WAIT2 the peer has
+        nothing to be woken for.
+        """
+        if self.stream.state == uapi.TCP_FIN_WAIT2:
+            self.wake_ms, self.probes = 0.0, 0
+            self.sock.close()
+        elif self.stream.state != uapi.TCP_ESTABLISHED:
+            self.disregard()
+
     @property
     def key(self) -> bytes:
         """What `endpoints` gives for the peer's packets."""
@@ -59,6 +71,12 @@ class Waking:
         if not self.awake and self._received() > self.ignored:
             self.wake_ms = (time.monotonic() - self.released) * 1000
             self.sock.close()
+
+    def probe(self) -> None:
+        """Ask the peer once more; the kernel only does so in ESTABLISHED."""
+        if state_of(self.sock) == uapi.TCP_ESTABLISHED:
+            probe_again(self.sock, self.stream)
+            self.probes += 1
 
     def disregard(self) -> None:
         """What was received so far came from us."""
@@ -96,9 +114,7 @@ async def wake(streams: list[Waking]) -> None:
         if probes and elapsed > probes[0]:
             probes.pop(0)
             for waking in asleep:
-                with contextlib.suppress(OSError):  # the peer, or the process, has closed it
-                    probe_again(waking.sock, waking.stream)
-                waking.probes += 1
+                waking.probe()
         await asyncio.sleep(_POLL if elapsed < 0.02 else _POLL_SLOW)
 
 

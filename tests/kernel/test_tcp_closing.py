@@ -1,0 +1,159 @@
+"""Half-closed and closing connections keep their state, their bytes and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from agent.kernel import uapi
+from agent.kernel.syscalls import ioctl_int
+from agent.tcp.closing import settle
+from agent.tcp.dump import dump
+from agent.tcp.replay import RST, Replayer
+from agent.tcp.restore import abandon, new_socket, release, restore
+from agent.tcp.stream import Stream
+from tests.support.netns import Host, wait_until
+from tests.support.tcp import Pair, connected, sniffing, state
+
+STATES = {
+    "CLOSE_WAIT": uapi.TCP_CLOSE_WAIT,
+    "FIN_WAIT1": uapi.TCP_FIN_WAIT1,
+    "FIN_WAIT2": uapi.TCP_FIN_WAIT2,
+    "CLOSING": uapi.TCP_CLOSING,
+    "LAST_ACK": uapi.TCP_LAST_ACK,
+}
+
+
+@dataclass
+class Case:
+    """A connection that was brought into a state; what is still to be read at either end."""
+
+    pair: Pair
+    to_server: bytes
+    to_client: bytes
+
+
+@contextlib.contextmanager
+def deaf(host: Host) -> Iterator[None]:
+    """No TCP segment reaches the host."""
+    host.command("nft", "add table ip deaf; add table ip6 deaf6")
+    for family, table in (("ip", "deaf"), ("ip6", "deaf6")):
+        hook = "{ type filter hook prerouting priority -300; }"
+        host.command("nft", f"add chain {family} {table} in {hook}")
+        host.command("nft", f"add rule {family} {table} in meta l4proto tcp drop")
+    try:
+        yield
+    finally:
+        host.command("nft", "delete table ip deaf; delete table ip6 deaf6")
+
+
+def bring(case: Case, wanted: int, client_host: Host, silence: contextlib.ExitStack) -> None:
+    """Send what is to be read, then the FINs, as they lead to the state.
+
+    Where the peer must not have acknowledged, it is deaf until `silence` ends.
+    """
+    server, client = case.pair.server, case.pair.client
+    client.sendall(case.to_server)
+    if wanted in (uapi.TCP_CLOSE_WAIT, uapi.TCP_LAST_ACK):
+        client.shutdown(socket.SHUT_WR)
+        wait_until("the client's FIN is here", lambda: state(server) == uapi.TCP_CLOSE_WAIT)
+    if wanted in (uapi.TCP_FIN_WAIT1, uapi.TCP_CLOSING, uapi.TCP_LAST_ACK):
+        wait_until("all is here", lambda: queued(server) == len(case.to_server))
+        silence.enter_context(deaf(client_host))
+    if wanted != uapi.TCP_FIN_WAIT2:
+        server.sendall(case.to_client)
+    if wanted != uapi.TCP_CLOSE_WAIT:
+        server.shutdown(socket.SHUT_WR)
+    if wanted == uapi.TCP_CLOSING:
+        client.shutdown(socket.SHUT_WR)
+    wait_until("the state", lambda: state(server) == wanted)
+    wait_until("all is here", lambda: queued(server) == len(case.to_server))
+
+
+def queued(sock: socket.socket) -> int:
+    return ioctl_int(sock.fileno(), uapi.SIOCINQ)
+
+
+def moved(host: Host, case: Case, replayer: Replayer) -> tuple[Stream, socket.socket]:
+    """Dump the server's end, forget it, restore it; the image and the new socket."""
+    stream = Stream.from_wire(dump(case.pair.server).to_wire())
+    abandon(case.pair.server)
+    sock = host.run(new_socket, stream.family)
+    restore(stream, sock)
+    settle(sock, stream, replayer.replay)
+    release(sock, stream, replayer.replay)
+    case.pair.server = sock
+    sock.settimeout(10)
+    return stream, sock
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    data = bytearray()
+    while part := sock.recv(1 << 16):
+        data += part
+    return bytes(data)
+
+
+@pytest.fixture
+def replayer(pair: tuple[Host, Host]) -> Iterator[Replayer]:
+    replayer = pair[0].run(Replayer)
+    yield replayer
+    replayer.close()
+
+
+@pytest.mark.parametrize("amount", [0, 5000])
+@pytest.mark.parametrize("name", STATES)
+def test_state_bytes_and_end(
+    pair: tuple[Host, Host], family: int, replayer: Replayer, name: str, amount: int
+) -> None:
+    server, client = pair
+    wanted = STATES[name]
+    with connected(server, client, family) as held, sniffing(client) as sniffer:
+        case = Case(held, os.urandom(amount), os.urandom(amount))
+        with contextlib.ExitStack() as silence:
+            bring(case, wanted, client, silence)
+            stream, sock = moved(server, case, replayer)
+            assert state(sock) == wanted
+            assert stream.receive_queue == case.to_server
+        if wanted == uapi.TCP_FIN_WAIT2:
+            assert read_to_end(held.client) == b""  # its end has come before
+        else:
+            if wanted == uapi.TCP_CLOSE_WAIT:
+                more = os.urandom(70_000)
+                sock.sendall(more)
+                sock.shutdown(socket.SHUT_WR)
+                case.to_client += more
+            assert read_to_end(held.client) == case.to_client
+        if wanted in (uapi.TCP_FIN_WAIT1, uapi.TCP_FIN_WAIT2):
+            more = os.urandom(70_000)
+            held.client.sendall(more)
+            held.client.shutdown(socket.SHUT_WR)
+            case.to_server += more
+        assert read_to_end(sock) == case.to_server
+        ended = (uapi.TCP_CLOSE, uapi.TCP_TIME_WAIT)
+        wait_until("both ends have ended", lambda: state(sock) in ended)
+        wait_until("both ends have ended", lambda: state(held.client) in ended)
+        seen = [*sniffer.segments(outgoing=True), *sniffer.segments(outgoing=False)]
+        assert seen and not [one for one in seen if one.flags & RST]
+
+
+def test_fin_behind_unsent_data(pair: tuple[Host, Host], family: int, replayer: Replayer) -> None:
+    """The peer's window is shut: data and FIN are queued, none of it sent."""
+    server, client = pair
+    with connected(server, client, family) as held:
+        held.server.setblocking(False)
+        data = bytearray()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                piece = os.urandom(1 << 16)
+                data += piece[: held.server.send(piece)]
+        held.server.shutdown(socket.SHUT_WR)
+        stream, sock = moved(server, Case(held, b"", bytes(data)), replayer)
+        assert stream.unsent > 0
+        assert state(sock) == uapi.TCP_FIN_WAIT1
+        assert read_to_end(held.client) == data
