@@ -31,6 +31,21 @@ def test_download_with_a_slow_reader(lab: Lab, address: str) -> None:
     assert result["received"] == 256 * MIB
 
 
+def test_half_closed_download(lab: Lab) -> None:
+    """The client has closed its side: CLOSE_WAIT at the server, which still sends."""
+    pid = start_server(lab)
+    arguments = (SERVICE, 7000, "half-closed-download", 64 * MIB, 9, SLOW, SMALL_BUFFER)
+    with lab.client("byte_client.py", *arguments) as client:
+        assert client.line() == "ready"
+        for source, destination in (("src", "dst"), ("dst", "src")):
+            (stream,) = moved(lab.migrate(source, destination, pid)).result["streams"]
+            assert stream["state"] == "CLOSE_WAIT"
+        client.tell("go\n")
+        result = client.result()
+    assert result["ok"], result
+    assert result["received"] == 64 * MIB
+
+
 @pytest.mark.parametrize("mode", ["upload", "both"])
 def test_upload_and_both_at_once(lab: Lab, mode: str) -> None:
     pid = start_server(lab)

@@ -2,6 +2,7 @@
 
 Usage: byte_client.py HOST PORT MODE SIZE SEED RATE RECEIVE_BUFFER
 RATE: bytes a second that are read until "go" comes on stdin, then as fast as can be.
+MODE half-closed-download closes its own side before it reads.
 Prints "ready" when the stream is under way, then one JSON object:
 {"ok": bool, "received": int, "sent": int, "detail": str, "port": int}.
 """
@@ -41,9 +42,11 @@ def main():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(BUFFER))
     sock.settimeout(60)
     sock.connect((HOST, int(PORT)))
-    sock.sendall(f"{MODE} {SIZE} {SEED}\n".encode())
+    sock.sendall(f"{MODE.removeprefix('half-closed-')} {SIZE} {SEED}\n".encode())
+    if MODE.startswith("half-closed"):
+        sock.shutdown(socket.SHUT_WR)
     digest = hashlib.sha256()
-    to_receive = SIZE if MODE in ("download", "both") else 0
+    to_receive = SIZE if MODE not in ("upload",) else 0
     source = pieces(SEED, SIZE) if MODE in ("upload", "both") else iter(())
     out = b""
     sent = received = 0

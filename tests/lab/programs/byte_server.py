@@ -1,7 +1,7 @@
 """A TCP server whose streams can be checked: what it sends and expects follows from a seed.
 
 Usage: byte_server.py HOST PORT. A client sends one line, "MODE SIZE SEED\\n":
-download   the server sends SIZE bytes
+download   the server sends SIZE bytes, also to a client that has closed its own side
 upload     the server reads SIZE bytes and answers with their SHA-256 in hex and a newline
 both       both at once
 echo       the server sends back what it gets
@@ -31,6 +31,7 @@ class Client:
         self.out = b""
         self.source = iter(())
         self.exhausted = False
+        self.half_closed = False
         self.expected = 0
         self.digest = hashlib.sha256()
         self.mode = ""
@@ -39,7 +40,8 @@ class Client:
     def readable(self) -> bool:
         data = self.sock.recv(PIECE)
         if not data:
-            return False
+            self.half_closed = self.mode == "download"  # its answer may still be on the way
+            return self.half_closed
         if not self.mode:
             self.line += data
             if b"\n" not in self.line:
@@ -98,9 +100,11 @@ def main() -> None:
                 if alive and events & selectors.EVENT_WRITE:
                     client.writable()
                 if alive:
-                    wanted = selectors.EVENT_READ
+                    wanted = 0 if client.half_closed else selectors.EVENT_READ
                     if client.wants_to_write():
                         wanted |= selectors.EVENT_WRITE
+                    alive = bool(wanted)
+                if alive:
                     if wanted != key.events:
                         selector.modify(client.sock, wanted, client)
             except BlockingIOError:
