@@ -25,7 +25,13 @@ from agent.plan import Plan
 from agent.tcp import options
 from agent.tcp.capture import Capture
 from agent.tcp.dump import dump
-from agent.tcp.inventory import connection, drain_accept_queues, take_inventory
+from agent.tcp.inventory import (
+    check_closing,
+    connection,
+    drain_accept_queues,
+    drain_closing,
+    take_inventory,
+)
 from agent.tcp.replay import Replayer
 from agent.tcp.restore import leave_repair, release
 from agent.tcp.steal import socket_descriptors, steal
@@ -62,6 +68,7 @@ class SourceHost:
         self._faults = faults
         self._send_event = send_event
         self._listeners = listeners_of(plan)
+        self._addresses = [one.address for one in plan.addresses]
         self._connections: set[Connection] = set()
         self._streams: list[Stream] = []
         self._sockets: dict[int, socket.socket] = {}
@@ -97,10 +104,11 @@ class SourceHost:
     async def hold_new_connections(self) -> None:
         """Drop new SYNs (their peers try again, or are replayed) and let accept() catch up."""
         if self._plan.replay:
-            self._capture = Capture([one.address for one in self._plan.addresses])
+            self._capture = Capture(self._addresses)
         apply.run(render.lock(self._plan.id, [], self._listeners, stage="hold_syn"))
         self._locked = True
         await drain_accept_queues(self._tree.pidfds)
+        await drain_closing(self._addresses)
 
     def lock(self) -> None:
         """Cut off every connection and listener, in one transaction."""
@@ -124,6 +132,7 @@ class SourceHost:
     async def dump_and_ship(self, link: Link) -> None:
         """Send the streams, then the images while CRIU writes them."""
         phases = self._phases
+        check_closing(self._addresses)  # closed between the last look and the freeze
         # CRIU opens descriptors inside the tree; ours is the list from before.
         descriptors = socket_descriptors(self._tree.pids)
         self._sockets = steal(self._tree.pidfds, descriptors)

@@ -7,8 +7,7 @@ import os
 import socket
 from collections import Counter, defaultdict
 
-from agent.kernel import proc, uapi
-from agent.probe import sockdiag
+from agent.kernel import proc, sockdiag, uapi
 from agent.probe.descriptors import Descriptors
 from agent.probe.facts import OtherSocket
 from agent.probe.files import Files

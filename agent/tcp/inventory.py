@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.errors import AgentError
-from agent.kernel import uapi
+from agent.kernel import sockdiag, uapi
 from agent.netlock.render import Connection
 from agent.tcp.steal import accept_queue, socket_descriptors, state_of, steal
+from agent.tcp.stream import format_address
 
 _MAPPED = "::ffff:"
 _POLL = 0.001
@@ -28,6 +29,17 @@ class AcceptQueueStuck(AgentError):
     code = "accept-queue"
     template = "{count} connections to {listener} wait, and the process does not accept them"
     hint_template = "See why it does not call accept(); then run the migration again."
+
+
+class StillClosing(AgentError):
+    code = "still-closing"
+    template = (
+        "{count} connections that the process has closed have not reached their end: {connection}"
+    )
+    hint_template = (
+        "What is still to be delivered would be lost. Wait for these peers, or give them up with "
+        "`ss -K`, then run the migration again."
+    )
 
 
 @dataclass(slots=True)
@@ -83,6 +95,34 @@ async def drain_accept_queues(pidfds: Mapping[int, int]) -> None:
     finally:
         for sock in listeners:
             sock.close()
+
+
+async def drain_closing(addresses: Collection[str]) -> None:
+    """Wait until every connection that was closed on `addresses` has delivered all.
+
+    No process has them any more, so they cannot be moved. Raises `StillClosing`.
+    """
+    deadline = time.monotonic() + _SETTLE
+    while time.monotonic() < deadline:
+        if not still_closing(addresses):
+            return
+        await asyncio.sleep(_POLL)
+    check_closing(addresses)
+
+
+def check_closing(addresses: Collection[str]) -> None:
+    """Raises `StillClosing` where `drain_closing` would wait."""
+    if found := still_closing(addresses):
+        one = found[0]
+        ends = (one.local, one.local_port), (one.remote, one.remote_port)
+        raise StillClosing(count=len(found), connection=" - ".join(map(format_address, ends)))
+
+
+def still_closing(addresses: Collection[str]) -> list[sockdiag.Orphan]:
+    """The connections on `addresses` without a process whose end was not acknowledged."""
+    wanted = {*addresses, *(f"{_MAPPED}{one}" for one in addresses)}
+    families = (socket.AF_INET, socket.AF_INET6)
+    return [one for family in families for one in sockdiag.orphans(family) if one.local in wanted]
 
 
 def _close_unless_listening(sock: socket.socket) -> bool:

@@ -18,7 +18,7 @@ from agent.tcp.replay import RST, Replayer
 from agent.tcp.restore import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
-from tests.support.tcp import Pair, connected, sniffing, state
+from tests.support.tcp import Pair, connected, deaf, sniffing, state
 
 STATES = {
     "CLOSE_WAIT": uapi.TCP_CLOSE_WAIT,
@@ -36,20 +36,6 @@ class Case:
     pair: Pair
     to_server: bytes
     to_client: bytes
-
-
-@contextlib.contextmanager
-def deaf(host: Host) -> Iterator[None]:
-    """No TCP segment reaches the host."""
-    host.command("nft", "add table ip deaf; add table ip6 deaf6")
-    for family, table in (("ip", "deaf"), ("ip6", "deaf6")):
-        hook = "{ type filter hook prerouting priority -300; }"
-        host.command("nft", f"add chain {family} {table} in {hook}")
-        host.command("nft", f"add rule {family} {table} in meta l4proto tcp drop")
-    try:
-        yield
-    finally:
-        host.command("nft", "delete table ip deaf; delete table ip6 deaf6")
 
 
 def bring(case: Case, wanted: int, client_host: Host, silence: contextlib.ExitStack) -> None:

@@ -110,6 +110,20 @@ def echo_works(pair: Pair) -> None:
         assert read_exactly(receiver, 4) == b"ping"
 
 
+@contextlib.contextmanager
+def deaf(host: Host) -> Iterator[None]:
+    """No TCP segment reaches the host."""
+    host.command("nft", "add table ip deaf; add table ip6 deaf6")
+    for family, table in (("ip", "deaf"), ("ip6", "deaf6")):
+        hook = "{ type filter hook prerouting priority -300; }"
+        host.command("nft", f"add chain {family} {table} in {hook}")
+        host.command("nft", f"add rule {family} {table} in meta l4proto tcp drop")
+    try:
+        yield
+    finally:
+        host.command("nft", "delete table ip deaf; delete table ip6 deaf6")
+
+
 class Sniffer:
     """All TCP segments that pass a host's eth0, in and out."""
 

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from agent.kernel import uapi
+
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 INET_DIAG_INFO = 2
@@ -29,6 +31,8 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _INET_REQUEST = struct.Struct("=BBBxI48s")
 # struct inet_diag_msg, what is wanted of it: family, state, source port, source, inode
 _INET = struct.Struct("=BBxxHxx16s44xI")
+# The whole of it: family, state, ports, addresses, receive and send queue, inode
+_INET_WHOLE = struct.Struct("=BBxxHH16s16s16xIIxxxxI")
 # struct unix_diag_req
 _UNIX_REQUEST = struct.Struct("=BBxxIIIII")
 # struct unix_diag_msg: family, type, state, inode, cookie
@@ -68,6 +72,31 @@ def tcp(family: int) -> Iterator[InetSocket]:
             kind == INET_DIAG_MD5SIG for kind, _, _ in _attributes(data, start + _INET.size, end)
         )
         yield InetSocket(family, state, source[:size], socket.ntohs(port), inode, md5)
+
+
+class Orphan(NamedTuple):
+    """A connection that its process has closed and the kernel still has to deliver."""
+
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+
+
+def orphans(family: int) -> Iterator[Orphan]:
+    """Those whose FIN, or data before it, the peer has not acknowledged. Raises `OSError`."""
+    states = 1 << uapi.TCP_FIN_WAIT1 | 1 << uapi.TCP_CLOSING | 1 << uapi.TCP_LAST_ACK
+    request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states, bytes(48))
+    size = 4 if family == socket.AF_INET else 16
+    for data, start, _ in _dump(request):
+        _, _, port, peer_port, source, peer, _, _, inode = _INET_WHOLE.unpack_from(data, start)
+        if not inode:
+            yield Orphan(
+                socket.inet_ntop(family, source[:size]),
+                socket.ntohs(port),
+                socket.inet_ntop(family, peer[:size]),
+                socket.ntohs(peer_port),
+            )
 
 
 def unix() -> dict[int, UnixSocket]:
