@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Callable
 from typing import cast
 
-from agent.kernel import proc, uapi
-from agent.probe import criu, sockdiag
+from agent.kernel import proc, sockdiag, uapi
+from agent.probe import criu
 from agent.probe.capabilities import has, missing
 from agent.probe.facts import AddressFacts, HostFacts, ImagesFacts
 

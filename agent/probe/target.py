@@ -10,8 +10,8 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from agent.kernel import proc, uapi
-from agent.probe import files, sockdiag
+from agent.kernel import proc, sockdiag, uapi
+from agent.probe import files
 from agent.probe.capabilities import has
 from agent.probe.facts import (
     DestinationFacts,
