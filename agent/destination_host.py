@@ -18,6 +18,7 @@ from agent.freeze import Tree
 from agent.image.records import Record
 from agent.image.store import ImageStore
 from agent.kernel import uapi
+from agent.kernel.perf import Breakpoints
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases
@@ -67,6 +68,7 @@ class DestinationHost:
         self.replayed = 0
         apply.warm()
         options.warm_up()
+        self._breakpoints = Breakpoints()
         self._store = ImageStore(plan.images_dir, plan.id, 2 * plan.memory + _ROOM)
         self._replayer = Replayer()
         self._movers = [
@@ -253,6 +255,7 @@ class DestinationHost:
             self._capture.close()
             self._capture = None
         self._replayer.close()
+        self._breakpoints.close()
         for mover in self._movers:
             mover.close()
         self._movers = []

@@ -17,6 +17,7 @@ from agent.image.shipper import Shipper
 from agent.image.store import ImageStore
 from agent.image.streams import stream_records
 from agent.kernel import uapi
+from agent.kernel.perf import Breakpoints
 from agent.link import Link
 from agent.netlock import apply, render
 from agent.netlock.render import Connection, Listener
@@ -81,6 +82,7 @@ class SourceHost:
         self.locked_at = 0.0
         apply.warm()
         options.warm_up()
+        self._breakpoints = Breakpoints()
         self._tree = Tree(plan.pid)
         self._store = ImageStore(plan.images_dir, plan.id, _IMAGE_LIMIT)
         self._worker = CriuWorker(self._store.path, "dump.log")
@@ -270,6 +272,7 @@ class SourceHost:
             self._capture.close()
             self._capture = None
         self._replayer.close()
+        self._breakpoints.close()
         for mover in self._movers:
             mover.close()
         self._movers = []
