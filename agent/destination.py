@@ -52,9 +52,12 @@ class DestinationMigration:
         self._host = DestinationHost(self._plan, self._phases, self._faults)
         self._machine.on("prepare")
         self._server.on_event("relay", self._relay.event)
-        self._listener = LinkServer(self._link, client_key)
-        address = reached_address()
-        reply = await self._listener.listen(address or "127.0.0.1")
+        try:
+            self._listener = LinkServer(self._link, client_key)
+            reply = await self._listener.listen(reached_address() or "127.0.0.1")
+        except BaseException:
+            self._host.close()
+            raise
         reply["addresses"] = list(dict.fromkeys([*self._plan.link_hosts, *reply["addresses"]]))
         return reply
 

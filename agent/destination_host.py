@@ -9,32 +9,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent.address import AddressMover
 from agent.criu.images import inherit_key
 from agent.criu.worker import CriuWorker
 from agent.errors import AgentError, ProtocolError
 from agent.fault import Faults
 from agent.freeze import Tree
+from agent.host import MAX_SOCKETS, Host, from_rows
 from agent.image.records import Record
-from agent.image.store import ImageStore
 from agent.kernel import uapi
-from agent.kernel.perf import Breakpoints
-from agent.netlock import apply, render
-from agent.netlock.render import Connection
 from agent.phases import Phases
 from agent.plan import Plan
-from agent.source_host import listeners_of
-from agent.tcp import options
-from agent.tcp.capture import Capture
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
-from agent.tcp.replay import Replayer
 from agent.tcp.restore import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
 from agent.tcp.wake import Waking, endpoints, opens, wake
 
 _RESTORE_PATIENCE = 60.0  # seconds a restore may still take when it is to be undone
-_MAX_SOCKETS = 1 << 20
 _ROOM = 1 << 30  # bytes of images over twice the memory that the plan speaks of
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -45,36 +36,26 @@ class PidTaken(AgentError):
     hint_template = "Run the migration again when it has ended, or move the process elsewhere."
 
 
-class DestinationHost:
+class DestinationHost(Host):
     """The restored process, its sockets, lock and addresses on the destination."""
 
     def __init__(self, plan: Plan, phases: Phases, faults: Faults) -> None:
-        """Open all that takes time. Raises `AgentError`."""
-        self._plan = plan
-        self._phases = phases
-        self._faults = faults
-        self._listeners = listeners_of(plan)
-        self._connections: set[Connection] = set()
+        """As `Host`. Raises `AgentError` or `OSError`."""
         self._spare: dict[int, list[socket.socket]] = {family: [] for family in _FAMILIES}
         self._inheritable: set[int] = set()
         self._restored: list[tuple[socket.socket, Stream]] = []
         self._waking: list[Waking] = []
         self._worker: CriuWorker | None = None
-        self._capture: Capture | None = None
         self._tree: Tree | None = None
         self._restoring: asyncio.Task[int] | None = None
         self._took_addresses = False
         self.resumed_at = 0.0
         self.replayed = 0
-        apply.warm()
-        options.warm_up()
-        self._breakpoints = Breakpoints()
-        self._store = ImageStore(plan.images_dir, plan.id, 2 * plan.memory + _ROOM)
-        self._replayer = Replayer()
-        self._movers = [
-            AddressMover(one.address, one.prefixlen, one.destination_device)
-            for one in plan.addresses
-        ]
+        devices = [one.destination_device for one in plan.addresses]
+        super().__init__(plan, phases, faults, devices, 2 * plan.memory + _ROOM)
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        opened.callback(self._close_sockets)
 
     @property
     def images(self) -> Path:
@@ -85,15 +66,11 @@ class DestinationHost:
     def lock(self, record: Record) -> None:
         """Lock before the addresses can come here, and get sockets and CRIU ready."""
         self._pids_free()
-        self._connections = set(_connections(record))
-        script = render.lock(
-            self._plan.id, sorted(self._connections), self._listeners, stage="full"
-        )
-        apply.run(script)
-        if self._plan.replay:
-            self._capture = Capture([one.address for one in self._plan.addresses])
+        self._connections = set(from_rows(record))
+        self._lock_fully()
+        self._start_capture()
         families = record.get("families")
-        if not isinstance(families, list) or len(families) > _MAX_SOCKETS:
+        if not isinstance(families, list) or len(families) > MAX_SOCKETS:
             raise ProtocolError(detail="a lock without the sockets' families")
         for family in families:
             if family not in _FAMILIES:
@@ -115,12 +92,12 @@ class DestinationHost:
         sockets += [sock for sock, _ in self._restored]
         self._inheritable = {sock.fileno() for sock in sockets}
         self._worker = CriuWorker(self._store.path, "restore.log", sorted(self._inheritable))
+        self._opened.callback(self._worker.close)
 
     def add_connections(self, record: Record) -> None:
-        fresh = [one for one in _connections(record) if one not in self._connections]
+        fresh = [one for one in from_rows(record) if one not in self._connections]
         if fresh:
-            self._connections.update(fresh)
-            apply.run(render.add_connections(self._plan.id, fresh))
+            self._lock_also(fresh)
 
     def restore_streams(self, streams: list[Stream]) -> None:
         """Restore each onto a socket that CRIU can inherit, in repair mode."""
@@ -151,9 +128,13 @@ class DestinationHost:
                 self._worker.restore(inherit, shell_job=self._plan.shell_job)
             )
             pid = await asyncio.shield(self._restoring)
-            self._tree = Tree(pid)
-            self._tree.refresh()
+            self._hold_tree(pid)
             return pid
+
+    def _hold_tree(self, pid: int) -> None:
+        self._tree = Tree(pid)
+        self._opened.callback(self._tree.close)
+        self._tree.refresh()
 
     def take_addresses(self) -> None:
         """Answer for the addresses from now on; streams that need it come to their state."""
@@ -164,9 +145,6 @@ class DestinationHost:
             mover.announce()
         for sock, stream in self._restored:
             settle(sock, stream, self._replayer.replay)
-
-    def unlock(self) -> None:
-        apply.run(render.unlock(self._plan.id))
 
     def resume(self, stopped: set[int]) -> None:
         """Leave repair mode, stream by stream, then let the process go on. The commit point."""
@@ -240,45 +218,12 @@ class DestinationHost:
         with contextlib.suppress(AgentError, asyncio.CancelledError):
             if not self._restoring.done():
                 self._restoring.cancel()
-            self._tree = Tree(await self._restoring)
-            self._tree.refresh()
+            self._hold_tree(await self._restoring)
 
-    def close(self) -> None:
-        """Let go of everything but the process. Idempotent."""
-        for sock in [sock for spare in self._spare.values() for sock in spare]:
+    def _close_sockets(self) -> None:
+        spare = [sock for sockets in self._spare.values() for sock in sockets]
+        for sock in (*spare, *(sock for sock, _ in self._restored)):
             sock.close()
-        self._spare = {family: [] for family in _FAMILIES}
-        for sock, _ in self._restored:
-            sock.close()
-        self._restored.clear()
-        if self._capture is not None:
-            self._capture.close()
-            self._capture = None
-        self._replayer.close()
-        self._breakpoints.close()
-        for mover in self._movers:
-            mover.close()
-        self._movers = []
-        if self._worker is not None:
-            self._worker.close()
-        if self._tree is not None:
-            self._tree.close()
-        self._store.remove()
 
     def wake_reports(self) -> list[dict[str, Any]]:
         return [waking.report() for waking in self._waking]
-
-
-def _connections(record: Record) -> list[Connection]:
-    """The connections of a record. Raises `ProtocolError`."""
-    rows = record.get("connections")
-    if not isinstance(rows, list) or len(rows) > _MAX_SOCKETS:
-        raise ProtocolError(detail="a record of connections without connections")
-    found = []
-    for row in rows:
-        match row:
-            case [4 | 6 as family, str(local), int(port), str(remote), int(remote_port)]:
-                found.append(Connection(family, local, port, remote, remote_port))
-            case _:
-                raise ProtocolError(detail="a malformed connection in a record")
-    return found

@@ -67,6 +67,11 @@ class Server:
         if not self.disconnected.is_set():
             await self._transport.drain()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return bool(self._tasks)
+
     async def finish(self) -> None:
         """Wait for the calls under way."""
         while self._tasks:

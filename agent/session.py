@@ -8,7 +8,6 @@ its end: before the commit it undoes, after it goes forward. Only then the agent
 from __future__ import annotations
 
 import asyncio
-import inspect
 import signal
 import sys
 from typing import Any, Protocol
@@ -33,7 +32,7 @@ class AlreadyPrepared(AgentError):
 class Migration(Protocol):
     """What the session needs of `SourceMigration` and `DestinationMigration`."""
 
-    def orchestrator_gone(self) -> Any: ...
+    async def orchestrator_gone(self) -> None: ...
 
 
 class Calls:
@@ -84,8 +83,10 @@ class Calls:
 
         if self.active:
             raise AlreadyPrepared(role="source" if self.source else "destination")
-        self.source = SourceMigration(self._server)
-        return await self.source.prepare(plan=plan)
+        migration = SourceMigration(self._server)
+        reply = await migration.prepare(plan=plan)
+        self.source = migration
+        return reply
 
     async def _source_run(self, link: dict[str, Any]) -> Any:
         return await self._prepared("source", "source.run").run(link=link)
@@ -101,8 +102,10 @@ class Calls:
 
         if self.active:
             raise AlreadyPrepared(role="source" if self.source else "destination")
-        self.destination = DestinationMigration(self._server)
-        return await self.destination.prepare(plan=plan, client_key=client_key)
+        migration = DestinationMigration(self._server)
+        reply = await migration.prepare(plan=plan, client_key=client_key)
+        self.destination = migration
+        return reply
 
     async def _destination_run(self) -> Any:
         return await self._prepared("destination", "destination.run").run()
@@ -137,9 +140,12 @@ async def serve(read_fd: int, write_fd: int) -> None:
         print(f"streamferry: {transport.failure}", file=sys.stderr, flush=True)
     server.disconnected.set()
     transport.close()  # whoever waits for room to write goes on
-    for migration in calls.active:
-        told = migration.orchestrator_gone()
-        if inspect.isawaitable(told):
-            await told
-    if calls.active:
+    told: list[Migration] = []
+    while True:
+        for migration in calls.active:
+            if migration not in told:  # it may just have been prepared
+                told.append(migration)
+                await migration.orchestrator_gone()
+        if not server.busy:
+            return
         await server.finish()

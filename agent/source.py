@@ -236,7 +236,7 @@ class SourceMigration:
             await self._talk.close()
         self._link.close()
         self._client.close()
-        await self._host.close()
+        self._host.close()
 
     def _report(self, outcome: str, error: AgentError | None) -> dict[str, Any]:
         host = self._host

@@ -8,23 +8,20 @@ import socket
 import time
 from typing import Any
 
-from agent.address import AddressError, AddressMover
+from agent.address import AddressError
 from agent.criu.worker import CriuWorker
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import Faults
 from agent.freeze import Tree
+from agent.host import Host, to_rows
 from agent.image.shipper import Shipper
-from agent.image.store import ImageStore
 from agent.image.streams import stream_records
 from agent.kernel import uapi
-from agent.kernel.perf import Breakpoints
 from agent.link import Link
 from agent.netlock import apply, render
-from agent.netlock.render import Connection, Listener
+from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
 from agent.plan import Plan
-from agent.tcp import options
-from agent.tcp.capture import Capture
 from agent.tcp.dump import dump
 from agent.tcp.inventory import (
     check_closing,
@@ -33,7 +30,6 @@ from agent.tcp.inventory import (
     drain_closing,
     take_inventory,
 )
-from agent.tcp.replay import Replayer
 from agent.tcp.restore import leave_repair, release
 from agent.tcp.steal import socket_descriptors, steal
 from agent.tcp.stream import Stream, format_address
@@ -49,47 +45,29 @@ class RollbackIncomplete(AgentError):
     exit_status = EXIT_IN_DOUBT
 
 
-def listeners_of(plan: Plan) -> list[Listener]:
-    """The plan's listeners as the lock sees them; "::" without v6only has the IPv4 port, too."""
-    listeners = []
-    for one in plan.listeners:
-        listeners.append(Listener(one.family, None if one.wildcard else one.address, one.port))
-        if one.family == 6 and one.wildcard and not one.v6only:
-            listeners.append(Listener(4, None, one.port))
-    return list(dict.fromkeys(listeners))
-
-
-class SourceHost:
+class SourceHost(Host):
     """The process, its sockets, lock and addresses on the source."""
 
     def __init__(self, plan: Plan, phases: Phases, faults: Faults, send_event: SendEvent) -> None:
-        """Open all that takes time. Nothing of the process is touched. Raises `AgentError`."""
-        self._plan = plan
-        self._phases = phases
-        self._faults = faults
+        """As `Host`. Raises `AgentError` or `OSError`."""
         self._send_event = send_event
-        self._listeners = listeners_of(plan)
-        self._addresses = [one.address for one in plan.addresses]
-        self._connections: set[Connection] = set()
         self._streams: list[Stream] = []
         self._sockets: dict[int, socket.socket] = {}
         self._dumping: asyncio.Task[None] | None = None
         self._shipper: Shipper | None = None
-        self._capture: Capture | None = None
         self._packets: list[bytes] = []
         self._locked = False
         self._gave_addresses = False
         self.locked_at = 0.0
-        apply.warm()
-        options.warm_up()
-        self._breakpoints = Breakpoints()
-        self._tree = Tree(plan.pid)
-        self._store = ImageStore(plan.images_dir, plan.id, _IMAGE_LIMIT)
+        devices = [one.source_device for one in plan.addresses]
+        super().__init__(plan, phases, faults, devices, _IMAGE_LIMIT)
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        self._tree = Tree(self._plan.pid)
+        opened.callback(self._tree.close)
         self._worker = CriuWorker(self._store.path, "dump.log")
-        self._replayer = Replayer()
-        self._movers = [
-            AddressMover(one.address, one.prefixlen, one.source_device) for one in plan.addresses
-        ]
+        opened.callback(self._worker.close)
+        opened.callback(self._abandon)
 
     # --- forward
 
@@ -99,14 +77,13 @@ class SourceHost:
         inventory = take_inventory(self._tree.pidfds)
         self._connections.update(inventory.connections)
         return {
-            "connections": [list(one.astuple()) for one in inventory.connections],
+            "connections": to_rows(inventory.connections),
             "families": inventory.families,
         }
 
     async def hold_new_connections(self) -> None:
         """Drop new SYNs (their peers try again, or are replayed) and let accept() catch up."""
-        if self._plan.replay:
-            self._capture = Capture(self._addresses)
+        self._start_capture()
         apply.run(render.lock(self._plan.id, [], self._listeners, stage="hold_syn"))
         self._locked = True
         await drain_accept_queues(self._tree.pidfds)
@@ -117,11 +94,8 @@ class SourceHost:
         if self._capture is not None:
             # What came until now has been delivered, but for the SYNs that are held off.
             self._packets += self._capture.drain(set(), self._listeners)
-        script = render.lock(
-            self._plan.id, sorted(self._connections), self._listeners, stage="full"
-        )
         self.locked_at = time.monotonic()
-        apply.run(script)
+        self._lock_fully()
 
     async def freeze(self) -> None:
         await self._tree.freeze()
@@ -147,6 +121,7 @@ class SourceHost:
                 link.send(record)
                 await link.drain()
         self._shipper = Shipper(link, self._store.path, self._progress)
+        self._opened.callback(self._shipper.close)
         self._shipper.fault = self._faults.action("ship")
         await self._shipper.follow(self._dumping)
         with phases.step("ship"):
@@ -169,11 +144,8 @@ class SourceHost:
                     fresh.append(one)
         self._streams.sort(key=lambda stream: stream.state == uapi.TCP_LISTEN)
         if fresh:  # accepted or opened since the last look; listeners' ports were locked
-            self._connections.update(fresh)
-            apply.run(render.add_connections(self._plan.id, fresh))
-            link.send(
-                {"kind": "connections", "connections": [list(one.astuple()) for one in fresh]}
-            )
+            self._lock_also(fresh)
+            link.send({"kind": "connections", "connections": to_rows(fresh)})
 
     def _progress(self, done: int) -> None:
         self._send_event(
@@ -259,26 +231,6 @@ class SourceHost:
         for sock in self._sockets.values():
             sock.close()
         self._sockets.clear()
-
-    def unlock(self) -> None:
-        apply.run(render.unlock(self._plan.id))
-
-    async def close(self) -> None:
-        """Let go of everything but the process. Idempotent."""
-        self._abandon()
-        if self._shipper is not None:
-            self._shipper.close()
-        if self._capture is not None:
-            self._capture.close()
-            self._capture = None
-        self._replayer.close()
-        self._breakpoints.close()
-        for mover in self._movers:
-            mover.close()
-        self._movers = []
-        self._worker.close()
-        self._tree.close()
-        self._store.remove()
 
     # --- what is reported
 
