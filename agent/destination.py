@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from agent.destination_host import DestinationHost
-from agent.errors import AgentError, BlackoutExceeded, PeerLost, ProtocolError, from_wire
+from agent.errors import AgentError, BlackoutExceeded, Cancelled, PeerLost, ProtocolError, from_wire
 from agent.fault import Faults
 from agent.image.records import Record
 from agent.image.store import ImagesFull
@@ -71,6 +71,8 @@ class DestinationMigration:
             await self._unless_lost(asyncio.ensure_future(self._forward()))
         except AgentError as failure:
             error = failure
+        except asyncio.CancelledError:  # this agent is ending: still leave nothing half done
+            error = Cancelled(phase=self._phases.current)
         except TimeoutError:
             limit = self._plan.max_blackout
             error = BlackoutExceeded(limit_s=limit, phase=self._phases.current)

@@ -8,6 +8,7 @@ its end: before the commit it undoes, after it goes forward. Only then the agent
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from typing import Any, Protocol
@@ -137,7 +138,8 @@ async def serve(read_fd: int, write_fd: int) -> None:
 
     await transport.ended.wait()
     if transport.failure is not None:
-        print(f"streamferry: {transport.failure}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the one who would read it may be gone
+            print(f"streamferry: {transport.failure}", file=sys.stderr, flush=True)
     server.disconnected.set()
     transport.close()  # whoever waits for room to write goes on
     told: list[Migration] = []

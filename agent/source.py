@@ -187,7 +187,10 @@ class SourceMigration:
             waits: set[asyncio.Future[Any]] = {task}
             if not self._machine.committed:
                 waits.add(self._interrupted)
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:  # this agent is ending: still leave nothing half done
+                self._interrupt(Cancelled(phase=self._phases.current))
             if task.done() or self._machine.committed:
                 continue
             self._phases.failed_in = self._phases.failed_in or self._phases.current
@@ -196,6 +199,7 @@ class SourceMigration:
         try:
             task.result()
         except asyncio.CancelledError:
+            self._interrupt(Cancelled(phase=self._phases.current))
             return self._interrupted.result()
         except AgentError as error:
             return error

@@ -225,6 +225,7 @@ class SourceHost(Host):
                 await asyncio.wait({self._dumping}, timeout=_DUMP_PATIENCE)
             self._dumping.cancel()
             await asyncio.gather(self._dumping, return_exceptions=True)
+            self._worker.wait_idle(_DUMP_PATIENCE)
 
     def _abandon(self) -> None:
         # Still in repair mode, and the process was the last other holder: this close is silent.

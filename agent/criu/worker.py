@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -117,6 +118,7 @@ class CriuWorker:
             await loop.sock_sendall(self._socket, request.SerializeToString())
             answer = await loop.sock_recv(self._socket, _MAX_MESSAGE)
         except OSError as error:
+            self.busy = False
             raise self._error(action, str(error)) from error
         finally:
             os.close(directory)
@@ -137,6 +139,12 @@ class CriuWorker:
             lines = []
         log = "; ".join(line.strip() for line in lines[-4:]) or "empty"
         return CriuError(action=action, detail=lines[0].strip() if lines else detail, log=log)
+
+    def wait_idle(self, seconds: float) -> None:
+        """Wait for an answer that nobody awaits any more. Blocks; bounded."""
+        if self.busy:
+            select.select([self._socket], [], [], seconds)
+            self.busy = False
 
     def close(self) -> None:
         """End the process (it ends by itself when the socket closes) and reap it."""
