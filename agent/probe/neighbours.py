@@ -75,7 +75,8 @@ class Neighbours:
     def _tcp(self) -> dict[int, OtherSocket]:
         """Inode -> sockets of others on addresses of this host; MD5 keys and leftovers noted."""
         own = self._sockets.tcp
-        ports = {one["port"] for one in self._sockets.listeners}
+        served = {one["port"] for one in self._sockets.listeners}
+        ports = set(served)
         ports.update(one.local_port for one in self._sockets.connections)
         found: dict[int, OtherSocket] = {}
         counts: defaultdict[bytes, int] = defaultdict(int)
@@ -88,6 +89,8 @@ class Neighbours:
                 elif not one.inode:
                     if one.state in _FINISHING and one.local_port in ports:
                         self.closing[uapi.STATE_NAMES[one.state]] += 1
+                elif one.local_port in served and one.state != uapi.TCP_LISTEN:
+                    continue  # accepted since the tree's descriptors were read, or not yet
                 elif one.state not in (uapi.TCP_CLOSE, _TCP_NEW_SYN_RECV):
                     counts[one.local] += 1
                     if counts[one.local] <= OTHERS_LIMIT:
