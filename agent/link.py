@@ -27,6 +27,7 @@ _CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly13
 _HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
 _RELAY_CHUNK = 1 << 20
 _JOIN = 64 << 10
+_FLUSH = 2.0  # seconds for what was sent to leave before the connection is closed
 
 Damage = Callable[[bytes, bytes], tuple[bytes, bytes]]
 
@@ -40,7 +41,8 @@ class Link:
         self._encoder = RecordEncoder()
         self._decoder = RecordDecoder()
         self._records: deque[tuple[Record, int]] = deque()
-        self._waiting = 0
+        self._waiting = 0  # bytes of the records that wait
+        self._unclaimed = 0  # bytes fed since the last record was complete
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -129,10 +131,12 @@ class Link:
     def feed(self, data: bytes) -> None:
         if self._failure is not None:
             return
+        self._unclaimed += len(data)
         try:
             for record in self._decoder.feed(data):
-                self._records.append((record, len(data)))
-                self._waiting += len(data)
+                self._records.append((record, self._unclaimed))
+                self._waiting += self._unclaimed
+                self._unclaimed = 0
                 self._arrived.set()
         except AgentError as error:
             self._failed(error)
@@ -180,6 +184,8 @@ class _Session(asyncssh.SSHServerSession[bytes], asyncssh.SSHClientSession[bytes
     def __init__(self, link: Link) -> None:
         self._link = link
         self._channel: Any = None
+        self.over = False
+        self.on_end: Callable[[], None] = lambda: None
 
     def connection_made(self, channel: Any) -> None:
         self._channel = channel
@@ -213,6 +219,8 @@ class _Session(asyncssh.SSHServerSession[bytes], asyncssh.SSHClientSession[bytes
 
     def connection_lost(self, error: BaseException | None) -> None:
         self._link.ended(error)
+        self.over = True
+        self.on_end()
 
 
 class _OneTimeServer(asyncssh.SSHServer):
@@ -289,6 +297,7 @@ class LinkClient:
         self._link = link
         self._key = asyncssh.generate_private_key("ssh-ed25519")
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._session: _Session | None = None
 
     @property
     def public_key(self) -> str:
@@ -300,33 +309,47 @@ class LinkClient:
         for address in addresses:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    self._connection = await asyncssh.connect(
-                        address,
-                        port,
-                        config=None,
-                        username=USER,
-                        client_keys=[self._key],
-                        known_hosts=([trusted], [], []),
-                        server_host_key_algs=["ssh-ed25519"],
-                        agent_path=None,
-                        encryption_algs=_CIPHERS,
-                        compression_algs=["none"],
-                        keepalive_interval=5,
-                    )
-                    await self._connection.create_session(
-                        lambda: _Session(self._link),
-                        encoding=None,
-                        window=_WINDOW,
-                        max_pktsize=_PACKET,
-                    )
-                    return True
+                    await self._connect(address, port, trusted)
+                return True
             except (OSError, TimeoutError, asyncssh.Error):
                 continue
         return False
 
+    async def _connect(self, address: str, port: int, trusted: asyncssh.SSHKey) -> None:
+        connection = await asyncssh.connect(
+            address,
+            port,
+            config=None,
+            username=USER,
+            client_keys=[self._key],
+            known_hosts=([trusted], [], []),
+            server_host_key_algs=["ssh-ed25519"],
+            agent_path=None,
+            encryption_algs=_CIPHERS,
+            compression_algs=["none"],
+            keepalive_interval=5,
+        )
+        session = _Session(self._link)
+        try:
+            await connection.create_session(
+                lambda: session, encoding=None, window=_WINDOW, max_pktsize=_PACKET
+            )
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._session = connection, session
+
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        """End the link, and the connection once what was sent has left (or `_FLUSH` is over)."""
+        self._link.close()
+        connection, self._connection = self._connection, None
+        if connection is None or self._session is None:
+            return
+        if self._session.over:
+            connection.close()
+        else:
+            self._session.on_end = connection.close
+            asyncio.get_running_loop().call_later(_FLUSH, connection.close)
 
 
 class Relay:
