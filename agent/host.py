@@ -10,6 +10,7 @@ from agent.errors import ProtocolError
 from agent.fault import Faults
 from agent.image.records import Record
 from agent.image.store import ImageStore
+from agent.kernel.memory import keep_freed_memory
 from agent.kernel.perf import Breakpoints
 from agent.netlock import apply, render
 from agent.netlock.render import Connection, Listener
@@ -37,6 +38,7 @@ class Host:
         self._addresses = [one.address for one in plan.addresses]
         self._connections: set[Connection] = set()
         self._capture: Capture | None = None
+        keep_freed_memory()
         apply.warm()
         options.warm_up()
         with contextlib.ExitStack() as opened:
