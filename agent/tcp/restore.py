@@ -107,9 +107,12 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
         _write(sock, sent)
     if unsent:
+        low_water = sock.getsockopt(_TCP, uapi.TCP_NOTSENT_LOWAT)
+        set_option(_TCP, uapi.TCP_NOTSENT_LOWAT, -1)  # no bound: it holds back writes, too
         set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
         _write(sock, unsent)
         set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+        set_option(_TCP, uapi.TCP_NOTSENT_LOWAT, low_water)
         # What the lock swallowed has moved the window we believe we advertised.
         set_option(_TCP, uapi.TCP_REPAIR_WINDOW, window)
     # Raising the clamp also raises rcv_ssthresh to the restored window (tcp_set_window_clamp).
