@@ -14,8 +14,8 @@ from agent.kernel import uapi
 
 OptionValue = int | bytes
 
-# Set by hand around the table, as their order matters: SO_REUSEADDR and *_TRANSPARENT (needed
-# for the bind, put right by `release`), buffers, TCP_NODELAY and TCP_CORK (hold data back).
+# Set in this order. The late ones the restore needs for itself, and `release` puts them right;
+# buffers and TCP_NOTSENT_LOWAT it also changes for a moment.
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ def dump(sock: socket.socket, family: int) -> list[tuple[int, int, OptionValue]]
         value = get(level, number, size) if size else get(level, number)
         if value != default:
             changed.append((level, number, value))
+            if number == uapi.IP_TOS and level == socket.IPPROTO_IP:  # it sets the priority, too
+                changed.append((_SOL, uapi.SO_PRIORITY, get(_SOL, uapi.SO_PRIORITY)))
     return changed
 
 
