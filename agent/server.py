@@ -108,8 +108,15 @@ class Server:
             reply: Message = {"id": number, "result": await handler(**args)}
             self._send(reply)
         except AgentError as error:
-            self._send({"id": number, "error": error.to_wire()})
+            self._send_error(number, error)
         except Exception as error:  # the caller must hear of our own faults, too
             where = traceback.extract_tb(error.__traceback__)[-1]
             detail = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+            self._send_error(number, AgentError(detail=detail))
+
+    def _send_error(self, number: int, error: AgentError) -> None:
+        try:
+            self._send({"id": number, "error": error.to_wire()})
+        except (AgentError, TypeError, ValueError, OverflowError):  # fields that cannot be sent
+            detail = f"{error.code}: {error.message:.1000}"
             self._send({"id": number, "error": AgentError(detail=detail).to_wire()})

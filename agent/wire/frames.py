@@ -20,8 +20,11 @@ Message = dict[str, Any]
 
 
 def encode(message: Message) -> bytes:
-    """One frame. Raises `ProtocolError` where the message is larger than `MAX_FRAME`."""
-    body: bytes = msgpack.packb(message, use_bin_type=True)
+    """One frame; text that is not Unicode becomes escapes.
+
+    Raises `ProtocolError` where the message is larger than `MAX_FRAME`.
+    """
+    body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="backslashreplace")
     if len(body) > MAX_FRAME:
         raise ProtocolError(detail=f"a message of {len(body)} bytes is too large to send")
     return _LENGTH.pack(len(body)) + body
@@ -69,7 +72,7 @@ def decode_body(body: bytes) -> Message:
             max_map_len=1 << 16,
             max_ext_len=0,
         )
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a list as a key
         raise ProtocolError(detail=f"a frame that is not msgpack: {error}") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise ProtocolError(detail="a frame that is not a map with string keys")
