@@ -71,6 +71,7 @@ def _restore_listener(stream: Stream, sock: socket.socket) -> None:
     sock.bind(_socket_address(stream, *stream.local))
     sock.listen(stream.backlog)
     os.set_blocking(sock.fileno(), not stream.nonblocking)
+    sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 0)  # as leaving repair mode does for a connection
     options.restore_late(sock, stream.options)
 
 
