@@ -16,7 +16,7 @@ from agent.tcp.dump import dump
 from agent.tcp.restore import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
-from tests.support.tcp import Pair, connected, echo_works, listen, read_exactly
+from tests.support.tcp import connected, echo_works, read_exactly
 
 _SOL = socket.SOL_SOCKET
 _LISTENER_ONLY = {"TCP_FASTOPEN", "IPV6_V6ONLY"}  # may not be set on a connection
