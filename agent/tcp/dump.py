@@ -6,6 +6,7 @@ net/ipv4/tcp.c (do_tcp_getsockopt, tcp_peek_sndq) since Linux 3.5, TCP_REPAIR_WI
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -30,7 +31,8 @@ MOVABLE_STATES = frozenset(FINS)
 def dump(sock: socket.socket, inode: int = 0) -> Stream:
     """Dump a connected or listening socket; a connected one is left in repair mode.
 
-    Raises `StreamError` where the state cannot be moved, `OSError` from the kernel.
+    When it fails, the socket is as before. Raises `StreamError` where it cannot be moved as it is,
+    `OSError` from the kernel.
     """
     family = sock.family
     state, negotiated, scales, accepting, accept_limit = _INFO.unpack_from(
@@ -66,7 +68,13 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     stream.negotiated = negotiated
     stream.send_scale = scales & 15
     stream.receive_scale = scales >> 4
-    _dump_repair(sock, stream)
+    try:
+        _dump_repair(sock, stream)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error says more
+            sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
+            options.restore_late(sock, stream.options)  # known here only: repair mode hides them
+        raise
     return stream
 
 
