@@ -35,15 +35,20 @@ def restore(
     """Restore `stream` onto `sock` (a fresh one by default), leaving it in repair mode.
 
     The connection must be locked (see `agent.netlock`). With `boundary` false the unsent part is
-    restored as if it had been sent: for measuring only. Raises `StreamError`.
+    restored as if it had been sent: for measuring only. Raises `StreamError`; then `sock` is for
+    the caller to `abandon`.
     """
-    sock = sock or new_socket(stream.family)
+    made = None
     try:
+        if sock is None:
+            sock = made = new_socket(stream.family)
         if stream.state == uapi.TCP_LISTEN:
             _restore_listener(stream, sock)
         else:
             _restore_connection(stream, sock, boundary)
     except OSError as error:
+        if made is not None:
+            abandon(made)
         raise StreamError(stream=stream.name, detail=f"restoring it failed: {error}") from error
     return sock
 
@@ -178,7 +183,7 @@ def release(sock: socket.socket, stream: Stream, inject: Inject | None = None) -
 
 
 def leave_repair(sock: socket.socket) -> None:
-    """Undo a dump that did not come to its end. Raises `OSError`."""
+    """Out of repair mode, where a socket is in it; its options are not known. Raises `OSError`."""
     if sock.getsockopt(_TCP, uapi.TCP_REPAIR):
         sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
 
