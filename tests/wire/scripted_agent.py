@@ -79,6 +79,7 @@ class ScriptedAgent:
         self.addresses = [f"{host}.example"]
         self.calls: list[str] = []
         self.relayed: list[Any] = []
+        self.greeted = False  # the orchestrator reads what we say
         self.closed = False
         self.answers = answers
         self.server = Server(self)
@@ -108,6 +109,8 @@ class ScriptedAgent:
         """The session ends, as when the agent was killed."""
         self._arrived.put_nowait(None)
         self.server.disconnected.set()
+        for task in self.server._tasks:
+            task.cancel()
 
     # --- the agent's side of the bytes
 
@@ -130,6 +133,7 @@ class _Channel:
         self.addresses = agent.addresses
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        self._agent.greeted = True
         while (data := await self._agent._arrived.get()) is not None:
             yield data
 
