@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +76,7 @@ class _Attempt:
         if isinstance(error, asyncssh.Error):
             return HostUnreachable(host=host, detail=error.reason)
         if isinstance(error, OSError):
-            return HostUnreachable(host=host, detail=error.strerror or str(error))
+            return HostUnreachable(host=host, detail=_said(error))
         return SshConfigInvalid(host=host, detail=str(error) or type(error).__name__)
 
     def _explain_key(self, host: str, reason: str) -> AgentError:
@@ -88,6 +90,13 @@ class _Attempt:
             detail = f"it shows {fingerprint}" if shown else reason
             return HostKeyChanged(host=host, address=address, detail=detail, files=files)
         return HostKeyUnknown(host=host, address=address, fingerprint=fingerprint, files=files)
+
+
+def _said(error: OSError) -> str:
+    """asyncio's own words for a failed connect name the call, not what is wrong."""
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 @dataclass
