@@ -136,6 +136,11 @@ def restore_late(sock: socket.socket, options: list[tuple[int, int, OptionValue]
         set_option(socket.IPPROTO_IP, uapi.IP_TRANSPARENT, 0)
 
 
-def known(level: int, number: int) -> bool:
-    """Whether the table has this option: an image may set no other."""
-    return (level, number) in _BY_NUMBER
+def valid(level: int, number: int, value: object) -> bool:
+    """Whether the table has this option, and this can be its value: an image may set no other."""
+    option = _BY_NUMBER.get((level, number))
+    if option is None:
+        return False
+    if option.size:
+        return isinstance(value, bytes) and len(value) <= option.size
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 31) <= value < 1 << 31

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import AgentError, ProtocolError
+from agent.kernel import uapi
+from agent.tcp import options
+from agent.tcp.closing import FINS
+from agent.tcp.options import OptionValue
 
-STREAM_VERSION = 1
 MAX_QUEUE = 1 << 30  # bytes; more than the kernel lets a socket hold
 
 Address = tuple[str, int]
-OptionValue = int | bytes
 
 
 class StreamError(AgentError):
@@ -63,7 +66,10 @@ class Stream:
 
     @classmethod
     def from_wire(cls, wire: object) -> Stream:
-        """Raises `ProtocolError` unless every field has its type and is within bounds."""
+        """Raises `ProtocolError` unless every field is of its type, within bounds, and they agree.
+
+        What passes can be given to the kernel; whether it accepts it is for the kernel to say.
+        """
         if not isinstance(wire, list) or len(wire) != len(_FIELDS):
             raise ProtocolError(detail="a stream with a wrong number of fields")
         for name, value in zip(_FIELDS, wire, strict=True):
@@ -72,26 +78,52 @@ class Stream:
         stream = cls(*wire)
         stream.local = (wire[3][0], wire[3][1])
         stream.remote = (wire[4][0], wire[4][1])
-        if stream.unsent > len(stream.send_queue):
-            raise ProtocolError(detail="a stream with more unsent bytes than it has queued")
+        if (detail := _contradiction(stream)) is not None:
+            raise ProtocolError(detail=f"a stream whose {detail}")
         return stream
 
 
 _FIELDS = tuple(Stream.__dataclass_fields__)
 _ADDRESSES = {"local", "remote"}
-_BYTES = {"send_queue", "receive_queue"}
+_QUEUES = {"send_queue", "receive_queue"}
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_STATES = {*FINS, uapi.TCP_LISTEN}
+_INT = 1 << 31  # setsockopt(2) takes no more
+_LIMITS = {  # of an integer, exclusive
+    "inode": 1 << 64,
+    "scope": 1 << 32,
+    "send_seq": 1 << 32,
+    "receive_seq": 1 << 32,
+    "unsent": MAX_QUEUE + 1,
+    "mss": 1 << 16,
+    "negotiated": 1 << 8,
+    "send_scale": 15,  # RFC 7323, section 2.3
+    "receive_scale": 15,
+    "timestamp": 1 << 32,
+    "send_buffer": _INT,
+    "receive_buffer": _INT,
+    "buffer_locks": 4,
+    "backlog": _INT,
+    "nonblocking": 2,
+    "window_clamp": _INT,
+}
 
 
 def _valid(name: str, value: object) -> bool:
+    if name in _LIMITS:
+        return _is_int(value, _LIMITS[name])
+    if name == "family":
+        return _is_int(value, 1 << 16) and value in _FAMILIES
+    if name == "state":
+        return _is_int(value, 1 << 8) and value in _STATES
     if name in _ADDRESSES:
         return (
             isinstance(value, list | tuple)
             and len(value) == 2
             and isinstance(value[0], str)
-            and len(value[0]) < 64
             and _is_int(value[1], 1 << 16)
         )
-    if name in _BYTES:
+    if name in _QUEUES:
         return isinstance(value, bytes) and len(value) <= MAX_QUEUE
     if name == "window":
         return (
@@ -99,9 +131,12 @@ def _valid(name: str, value: object) -> bool:
             and len(value) in (0, 5)
             and all(_is_int(number, 1 << 32) for number in value)
         )
-    if name == "options":
-        return isinstance(value, list | tuple) and len(value) < 128 and all(map(_option, value))
-    return _is_int(value, 1 << 64 if name == "inode" else 1 << 32)
+    return (
+        name == "options"
+        and isinstance(value, list | tuple)
+        and len(value) < 128
+        and all(map(_option, value))
+    )
 
 
 def _option(value: object) -> bool:
@@ -110,15 +145,34 @@ def _option(value: object) -> bool:
         and len(value) == 3
         and _is_int(value[0], 1 << 16)
         and _is_int(value[1], 1 << 16)
-        and (
-            (isinstance(value[2], int) and -(1 << 31) <= value[2] < 1 << 32)
-            or (isinstance(value[2], bytes) and len(value[2]) <= 256)
-        )
+        and options.valid(*value)
     )
 
 
 def _is_int(value: object, limit: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+
+
+def _contradiction(stream: Stream) -> str | None:
+    """What in a stream, whose fields are valid each, cannot be together."""
+    listens = stream.state == uapi.TCP_LISTEN
+    if not _is_address(stream.family, stream.local[0]):
+        return "local address is not of its family"
+    if stream.remote != ("", 0) if listens else not _is_address(stream.family, stream.remote[0]):
+        return "remote address does not fit its family and state"
+    if listens != (not stream.window):
+        return "window does not fit its state"
+    if stream.unsent > len(stream.send_queue):
+        return "unsent bytes are more than it has queued"
+    return None
+
+
+def _is_address(family: int, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except (OSError, ValueError):  # a zero byte
+        return False
+    return True
 
 
 def format_address(address: Address) -> str:
