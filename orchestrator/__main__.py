@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 from agent.errors import EXIT_ROLLED_BACK, EXIT_USAGE, AgentError, Cancelled
@@ -16,6 +17,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command; its exit status."""
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, from the very start
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
         return _run(arguments)
     except KeyboardInterrupt:  # so early that nobody caught the signal yet
         return _failed(arguments, "rolled-back", Cancelled(phase="check"), EXIT_ROLLED_BACK)

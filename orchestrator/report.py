@@ -5,6 +5,7 @@ Steps and summary go to stdout, errors to stderr. Colour and the progress bar on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
@@ -39,7 +40,7 @@ class Silent:
     def progress(self, done: int, total: int) -> None: ...
 
     def note(self, text: str) -> None:
-        say(f"migrate: {text}", sys.stderr)
+        say(f"migrate: {plain(text)}", sys.stderr)
 
 
 class Human(Silent):
@@ -55,10 +56,12 @@ class Human(Silent):
         say(f"{self._verb} PID {request.pid} from {request.source} to {request.destination}")
 
     def checked(self, ms: float, plan: Plan, process: Facts) -> None:
+        name = plain(str(process.get("comm", plan.pid)))
         addresses = ", ".join(one.address for one in plan.addresses) or "none"
         say(
-            f"  {process.get('comm', plan.pid)}: {_count(len(plan.tree), 'process', 'es')}, "
-            f"{_size(plan.memory)}, service address {addresses}; migration {plan.id}"
+            f"  {name}: {_count(len(plan.tree), 'process', 'es')}, {_size(plan.memory)}, "
+            f"{_count(len(process.get('connections', [])), 'connection')}, "
+            f"service address {addresses}; migration {plan.id}"
         )
         self._step("check", ms, False)
 
@@ -74,23 +77,30 @@ class Human(Silent):
     def progress(self, done: int, total: int) -> None:
         if total < _BAR_FROM or not sys.stdout.isatty():
             return
-        if self._bar is None:
-            from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-            columns = ("  memory", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bar = Progress(*columns, transient=True)
-            self._task = self._bar.add_task("memory", total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            if self._bar is None:
+                self._bar, self._task = _bar(total)
+            self._bar.update(self._task, completed=done, total=total)
 
     def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with contextlib.suppress(OSError):
+                bar.stop()
 
     def note(self, text: str) -> None:
         self._end_bar()
         super().note(text)
+
+
+def _bar(total: int) -> tuple[Any, Any]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = ("  memory", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, transient=True)
+    task = bar.add_task("memory", total=total)
+    bar.start()
+    return bar, task
 
 
 def summary(result: Json, verbose: bool) -> None:
@@ -108,9 +118,11 @@ def summary(result: Json, verbose: bool) -> None:
         if verbose or 0 < len(result["streams"]) <= _SHOWN_STREAMS:
             _table(result["streams"])
     elif outcome == ROLLED_BACK:
-        say(f"Rolled back: PID {result['pid']} goes on at {result['source']}")
+        phase = (result["error"] or {}).get("phase")
+        where = f" in the phase {_NAMES.get(phase, phase)!r}" if phase else ""
+        say(f"Rolled back{where}: PID {result['pid']} goes on at {result['source']}")
     elif outcome == IN_DOUBT:
-        say("In doubt: the source stays frozen")
+        say(f"In doubt: PID {result['pid']} needs a look by hand")
 
 
 def _wakes(result: Json) -> str:
@@ -147,18 +159,30 @@ def refusals(found: list[Refusal]) -> None:
 
 def problem(message: str, hint: str) -> None:
     """An error and what to do about it."""
-    say(f"{_coloured('error:', '31')} {message}", sys.stderr)
+    say(f"{_coloured('error:', '31')} {plain(message)}", sys.stderr)
     if hint:
-        say(f"{_coloured('hint:', '36')}  {hint}", sys.stderr)
+        say(f"{_coloured('hint:', '36')}  {plain(hint)}", sys.stderr)
+
+
+def plain(text: str) -> str:
+    """What a host has sent, without what could drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line; whoever stops reading does not stop the migration."""
+    """Print a line; a reader or a terminal that has gone does not stop the migration."""
     stream = stream or sys.stdout
     try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:
+            print(text.encode("ascii", "replace").decode(), file=stream, flush=True)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _coloured(text: str, colour: str) -> str:

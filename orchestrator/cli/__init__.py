@@ -6,6 +6,7 @@ Importing this must stay quick, for `--help` and completion: asyncssh and rich l
 from __future__ import annotations
 
 import click
+from click.shell_completion import CompletionItem
 
 from agent import __version__
 from orchestrator.cli.check import check
@@ -31,6 +32,15 @@ class DefaultVerb(click.Group):
         """Those of the default verb, which most people want to see."""
         move.format_options(click.Context(move), formatter)
         self.format_commands(context, formatter)
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs, and the options of the default one."""
+        found = super().shell_complete(context, incomplete)
+        if incomplete.startswith("-"):
+            known = {item.value for item in found}
+            more = move.shell_complete(click.Context(move, parent=context), incomplete)
+            found += [item for item in more if item.value not in known]
+        return found
 
     def _verb_first(self, arguments: list[str]) -> list[str]:
         index = 0

@@ -16,7 +16,7 @@ def check(**given: Any) -> int:
     """Only check whether process N could move from SRC to DST.
 
     With --json: {"outcome": "ready" | "refused", "error", "refusals": [{"code", "message",
-    "hint"}], "plan": what would move, or null, ...}.
+    "hint"}], "plan": what would move, or null, "streams": [{"local", "remote", "state"}], ...}.
     """
     driver, result = run_driver(given, "check")
 
@@ -29,6 +29,7 @@ def check(**given: Any) -> int:
         answer = {key: result[key] for key in kept}
         answer["refusals"] = [asdict(one) for one in driver.refusals]
         answer["plan"] = driver.plan.to_wire() if driver.plan else None
+        answer["streams"] = _streams(driver.process["connections"]) if driver.plan else []
         print_json(answer)
     elif ready and not given["quiet"]:
         report.say(f"Ready: PID {given['pid']} can move to {given['destination']}")
@@ -37,3 +38,19 @@ def check(**given: Any) -> int:
     elif error := result["error"]:
         report.problem(error["message"], error["hint"])
     return 0 if ready else exit_status(result, driver.error)
+
+
+def _streams(connections: list[Any]) -> list[dict[str, str]]:
+    """The connections of the process's facts, as a migration's result names its streams."""
+    from agent.kernel.uapi import STATE_NAMES
+    from agent.probe.facts import ConnectionFacts
+    from orchestrator.placement import endpoint
+
+    return [
+        {
+            "local": endpoint(one.local, one.local_port),
+            "remote": endpoint(one.remote, one.remote_port),
+            "state": STATE_NAMES[one.state],
+        }
+        for one in (ConnectionFacts(*row) for row in connections)
+    ]

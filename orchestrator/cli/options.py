@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -13,6 +13,9 @@ import click
 from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_BLACKOUT_LIMIT, MAX_PID
 
 Command = Callable[..., Any]
+
+ROLES = ("source", "destination")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _OPTIONS = [
     click.argument("source", metavar="SRC"),
@@ -55,13 +58,11 @@ def shared(command: Command) -> Command:
 def make_request(given: dict[str, Any]) -> Any:
     """The `Request` of the parsed options. Raises `click.UsageError`."""
     from agent.errors import AgentError
-    from agent.fault import Faults
     from orchestrator.migration.driver import Request
     from orchestrator.plan import Options
 
     try:
-        for role in ("source", "destination"):
-            Faults(role, list(given["faults"]))
+        check_faults(given["faults"])
         options = Options(
             max_blackout=given["max_blackout"],
             images_dir=given["images_dir"],
@@ -77,8 +78,29 @@ def make_request(given: dict[str, Any]) -> Any:
     )
 
 
+def check_faults(faults: Iterable[str]) -> None:
+    """Raises `BadFault` for what no agent would carry out."""
+    from agent.fault import BadFault, Faults
+
+    for fault in faults:
+        place, _, action = fault.partition("=")
+        role = place.partition("@")[2]
+        if role not in ROLES:
+            raise BadFault(fault=fault)
+        Faults(role, [fault])
+        if action.startswith("delay="):
+            try:
+                float(action.removeprefix("delay="))
+            except ValueError:
+                raise BadFault(fault=fault) from None
+
+
 def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
-    """Run `check` or `migrate` of a driver; the driver and its result."""
+    """Run `check` or `migrate` of a driver; the driver and its result.
+
+    From here on signals are the driver's, and ignored when it has ended: what came of it is then
+    still told, with its exit status.
+    """
     from orchestrator.migration.driver import Driver
     from orchestrator.report import Human, Silent
 
@@ -89,11 +111,20 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
     async def drive() -> tuple[Any, dict[str, Any]]:
         driver = Driver(request, reporter)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, driver.interrupt)
-        return driver, await getattr(driver, verb)()
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, driver.interrupt)
+        try:
+            return driver, await getattr(driver, verb)()
+        finally:  # the loop puts the default handlers back before we can ignore them
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    return asyncio.run(drive())
+    try:
+        return asyncio.run(drive())
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def print_json(result: dict[str, Any]) -> None:

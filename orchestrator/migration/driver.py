@@ -64,6 +64,7 @@ class Driver:
         self._interrupted = False
         self.refusals: list[Refusal] = []
         self.plan: Plan | None = None
+        self.process: Facts = {}  # what the source's agent found
         self.error: AgentError | None = None
 
     # --- the two verbs
@@ -141,7 +142,7 @@ class Driver:
         if refusals := check_hosts(*names, here, there):
             self._refuse(refusals)
             return
-        process = await source.probe_process(request.pid)
+        self.process = process = await source.probe_process(request.pid)
         facts = await destination.probe_destination(process, directory)
         options = replace(request.options, link_hosts=tuple(destination.addresses))
         made = plan(*names, here, there, process, facts, options)

@@ -1,0 +1,250 @@
+"""The command line: what is understood, what is a usage error, and how quickly it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import __version__
+from agent.fault import DESTINATION_POINTS, SOURCE_POINTS
+from orchestrator import cli
+from orchestrator.__main__ import run
+from orchestrator.cli.options import make_request
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Asked(Exception):
+    """The command got as far as asking for a run."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The verb and the options of each run that was asked for; none is started."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def stop(given: dict[str, Any], verb: str) -> Any:
+        make_request(given)
+        seen.append((verb, given))
+        raise Asked
+
+    for name in ("orchestrator.cli.move", "orchestrator.cli.check"):  # there is a command
+        monkeypatch.setattr(sys.modules[name], "run_driver", stop)  # of the same name, too
+    yield seen
+
+
+def ask(asked: list[tuple[str, dict[str, Any]]], *arguments: str) -> tuple[str, dict[str, Any]]:
+    with pytest.raises(Asked):
+        run(list(arguments))
+    (found,) = asked
+    asked.clear()
+    return found
+
+
+Seen = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.mark.parametrize(
+    ("line", "verb"),
+    [
+        ("src dst --pid 5", "migrate"),
+        ("--pid 5 src dst", "migrate"),
+        ("src --pid 5 dst", "migrate"),
+        ("--pid=5 src dst", "migrate"),
+        ("move src dst --pid 5", "migrate"),
+        ("--pid 5 move src dst", "migrate"),
+        ("check src dst --pid 5", "check"),
+        ("--pid 5 check src dst", "check"),
+        ("src dst --pid 5 --dry-run", "check"),
+        ("--dry-run --pid 5 src dst", "check"),
+    ],
+)
+def test_options_may_stand_anywhere(asked: Seen, line: str, verb: str) -> None:
+    found, given = ask(asked, *line.split())
+    assert found == verb
+    assert (given["source"], given["destination"], given["pid"]) == ("src", "dst", 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "source", "destination"),
+    [
+        ("move check dst --pid 5", "check", "dst"),
+        ("src check --pid 5", "src", "check"),
+        ("--pid 5 -- check dst", "check", "dst"),
+        ("-F check src dst --pid 5", "src", "dst"),
+        ("-Fcheck src dst --pid 5", "src", "dst"),
+        ("--address check src dst --pid 5", None, None),
+    ],
+)
+def test_a_host_that_is_named_as_a_verb(
+    asked: Seen, line: str, source: str | None, destination: str | None
+) -> None:
+    if source is None:  # it is the option's value, and no address
+        assert run(line.split()) == 2
+        return
+    verb, given = ask(asked, *line.split())
+    assert verb == "migrate"
+    assert (given["source"], given["destination"]) == (source, destination)
+
+
+def test_all_options(asked: Seen) -> None:
+    line = (
+        "-F lab/ssh_config --json -v -q --max-blackout 2.5 --address 10.0.0.1 --address fd77::1 "
+        "--images-dir /images --fault ship@source=corrupt --fault lock@destination=delay=0.5 "
+        "--test-no-replay --test-ignore-boundary a@src:22 dst --pid 7"
+    )
+    _, given = ask(asked, *line.split())
+    request = make_request(given)
+    assert (request.source, request.destination, request.pid) == ("a@src:22", "dst", 7)
+    assert request.ssh_config == "lab/ssh_config"
+    options = request.options
+    assert options.max_blackout == 2.5 and options.images_dir == "/images"
+    assert options.address == ("10.0.0.1", "fd77::1")
+    assert not options.replay and not options.boundary
+    assert options.faults == ("ship@source=corrupt", "lock@destination=delay=0.5")
+    assert given["as_json"] and given["verbose"] and given["quiet"]
+
+
+def test_what_is_meant_without_options(asked: Seen) -> None:
+    _, given = ask(asked, "src", "dst", "--pid", "7")
+    request = make_request(given)
+    assert request.ssh_config is None
+    options = request.options
+    assert (options.max_blackout, options.images_dir) == (10.0, "/run/streamferry")
+    assert options.replay and options.boundary and not options.faults and not options.address
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("src dst", "--pid"),
+        ("src --pid 5", "DST"),
+        ("--pid 5", "SRC"),
+        ("src dst more --pid 5", "more"),
+        ("src dst --pid five", "five"),
+        ("src dst --pid 0", "0"),
+        ("src dst --pid -1", "-1"),
+        ("src dst --pid 4194305", "4194305"),
+        ("src dst --pid", "--pid"),
+        ("src dst --pid 5 --max-blackout 0", "0"),
+        ("src dst --pid 5 --max-blackout -3", "-3"),
+        ("src dst --pid 5 --max-blackout nan", "nan"),
+        ("src dst --pid 5 --max-blackout 3601", "3601"),
+        ("src dst --pid 5 --address nowhere", "nowhere"),
+        ("src dst --pid 5 --address 10.0.0.1/24", "10.0.0.1/24"),
+        ("src dst --pid 5 --images-dir relative", "relative"),
+        ("src dst --pid 5 --images-dir /", "/"),
+        ("src dst --pid 5 --images-dir /run/../etc", ".."),
+        ("src dst --pid 5 --fault nothing", "nothing"),
+        ("src dst --pid 5 --fault lock@source", "lock@source"),
+        ("src dst --pid 5 --fault lock@nobody=kill", "nobody"),
+        ("src dst --pid 5 --fault lock=kill", "lock=kill"),
+        ("src dst --pid 5 --fault tea@source=kill", "tea"),
+        ("src dst --pid 5 --fault lock@source=tea", "tea"),
+        ("src dst --pid 5 --fault lock@source=delay=long", "long"),
+        ("src dst --pid 5 --unknown", "--unknown"),
+        ("check src dst --pid 5 --dry-run", "--dry-run"),
+    ],
+)
+def test_usage_errors(
+    asked: Seen, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    assert run(line.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err.splitlines()[-1], told.err
+    assert asked == []
+
+    assert run([*line.split(), "--json"]) == 2
+    told = capsys.readouterr()
+    answer = json.loads(told.out)
+    assert told.out.count("\n") == 1 and told.err == ""
+    assert answer["outcome"] == "refused"
+    assert answer["error"]["code"] == "usage" and answer["error"]["hint"]
+    if line != "src dst --pid":  # there --json is taken for the number
+        assert said in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("role, points", [("source", SOURCE_POINTS),
+                                          ("destination", DESTINATION_POINTS)])  # fmt: skip
+def test_every_fault_point_can_be_named(asked: Seen, role: str, points: tuple[str, ...]) -> None:
+    faults = [f"--fault={point}@{role}=error" for point in points]
+    _, given = ask(asked, "src", "dst", "--pid", "5", *faults)
+    assert len(given["faults"]) == len(points)
+
+
+def test_help_names_everything_but_the_switches_for_tests(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("SRC", "DST", "--pid", "-F", "--json", "--max-blackout", "--address",
+                 "--images-dir", "--dry-run", "check", "move", "_MIGRATE_COMPLETE",
+                 "Exit status"):  # fmt: skip
+        assert word in text
+    assert "--fault" not in text and "--test-" not in text
+
+
+@pytest.mark.parametrize("line", ["check --help", "move --help", "src --help", "--json --help"])
+def test_help_of_the_verbs(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    assert run(line.split()) == 0
+    assert "--max-blackout" in capsys.readouterr().out
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip().endswith(__version__)
+
+
+def test_nothing_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Usage: migrate" in capsys.readouterr().err
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *arguments],
+        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("migrate --p", "--pid"),
+        ("migrate src --p", "--pid"),
+        ("migrate --json src dst --d", "--dry-run"),
+        ("migrate check --im", "--images-dir"),
+        ("migrate --json check --im", "--images-dir"),
+        ("migrate --v", "--version"),
+        ("migrate ch", "check"),
+    ],
+)
+def test_completion(words: str, expected: str) -> None:
+    position = str(len(words.split()) - 1)
+    done = process(_MIGRATE_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=position)
+    assert expected in done.stdout, (done.stdout, done.stderr)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """What costs most at the start, for --help and for completion alike."""
+    code = (
+        "import sys; from orchestrator.__main__ import run; run(['--help']);"
+        "print([name for name in ('asyncssh', 'rich', 'pyroute2', 'google.protobuf', 'msgpack')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_group_has_the_two_verbs() -> None:
+    assert set(cli.migrate.commands) == {"move", "check"}
