@@ -54,6 +54,11 @@ class AgentClient:
         """Where the host's sshd was reached."""
         return self._channel.addresses
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing more will come from it."""
+        return self._gone is not None
+
     async def start(self) -> None:
         """Await the agent's hello. Raises a `HostError` or `VersionMismatch`."""
         self._reader = asyncio.create_task(self._read())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import traceback
+from pathlib import Path
 
 import agent
 from agent import errors as agent_errors
@@ -124,6 +126,13 @@ class OutcomeUnknown(AgentError):
         "and `nft list tables` for streamferry_ tables. Let only one copy run."
     )
     exit_status = EXIT_IN_DOUBT
+
+
+def internal(error: Exception) -> AgentError:
+    """A fault of our own, as an error that can be reported; says where it was."""
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" ({Path(where[0].filename).name}, line {where[0].lineno})" if where else ""
+    return AgentError(detail=f"{type(error).__name__}: {error}{place}")
 
 
 def load_error_classes() -> None:

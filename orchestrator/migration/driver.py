@@ -1,14 +1,12 @@
-"""One migration from the outside: reach both hosts, check, tell both agents to run, report.
+"""One migration from the outside: reach both hosts, check, have both agents run, report.
 
-The agents do the blackout between themselves; this side only relays where they cannot reach each
-other, passes on a cancellation, and settles a doubt with what the destination reports.
+`orchestrator.migration.run` has the run itself; until then nothing was touched on either host.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -16,16 +14,14 @@ from typing import Any, Protocol
 from agent.errors import AgentError, Cancelled
 from agent.plan import Plan, new_id
 from orchestrator.agent_client import AgentClient, Facts
-from orchestrator.errors import OutcomeUnknown
+from orchestrator.errors import OutcomeUnknown, internal
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.migration import result as results
 from orchestrator.migration.result import Json
+from orchestrator.migration.run import Listener, Run
 from orchestrator.plan import Options, check_hosts, plan
 from orchestrator.refusals import Refusal, refusal
 from orchestrator.transport import open_agent
-
-_OTHER_SIDE = 15.0  # seconds for the second report, once the first has come
-_SETTLING = 20.0  # seconds for a destination that nobody talks to any more to settle by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +35,11 @@ class Request:
     options: Options = field(default_factory=Options)
 
 
-class Reporter(Protocol):
+class Reporter(Listener, Protocol):
     """Is told of everything as it happens."""
 
     def started(self, request: Request) -> None: ...
     def checked(self, ms: float, plan: Plan, process: Facts) -> None: ...
-    def phase(self, event: dict[str, Any]) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class Driver:
@@ -58,10 +51,12 @@ class Driver:
         self._result = results.empty(new_id(), request.source, request.destination, request.pid)
         self._agents: list[AgentClient] = []
         self._pair: tuple[AgentClient, AgentClient]
+        self._begun = False  # the agents were told to run
         self._running: AgentClient | None = None  # the source, while it can be cancelled
         self._task: asyncio.Task[Any] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self._interrupted = False
+        self._doing = "undoing"  # once it is interrupted
         self.refusals: list[Refusal] = []
         self.plan: Plan | None = None
         self.process: Facts = {}  # what the source's agent found
@@ -84,7 +79,7 @@ class Driver:
     def interrupt(self) -> None:
         """Ctrl-C: undo while that is possible, else finish."""
         if self._interrupted:
-            self._reporter.note("still undoing: it is never left half done")
+            self._reporter.note(f"still {self._doing}: it is never left half done")
             return
         self._interrupted = True
         if self._running is not None:
@@ -97,6 +92,7 @@ class Driver:
             if await source.source_cancel():
                 self._reporter.note("undoing")
             else:
+                self._doing = "finishing"
                 self._reporter.note("the destination has it already: finishing")
 
     async def _guarded(self, work: Any) -> None:
@@ -110,14 +106,29 @@ class Driver:
             self._failed(Cancelled(phase="check"))
         except AgentError as error:
             self._failed(error)
+        except Exception as error:  # a fault of ours; the agents settle what they have begun
+            self._fault(internal(error))
         finally:
             self._task = None
             await asyncio.gather(*(one.close() for one in self._agents), return_exceptions=True)
 
     def _failed(self, error: AgentError) -> None:
+        """All ended before the run."""
         self.error = error
-        self._result["outcome"] = results.outcome_of(error)
+        self._result["outcome"] = results.outcome_of(error, checked=self.plan is not None)
         self._result["error"] = results.described(error, "check")
+
+    def _fault(self, error: AgentError) -> None:
+        if not self._begun:
+            self._failed(error)
+            return
+        names = {"source": self._request.source, "destination": self._request.destination}
+        self._doubt(OutcomeUnknown(detail=error.message, pid=self._request.pid, **names))
+
+    def _doubt(self, error: AgentError) -> None:
+        self.error = error
+        self._result["outcome"] = results.IN_DOUBT
+        self._result["error"] = results.described(error, "commit")
 
     # --- before anything is touched
 
@@ -182,70 +193,21 @@ class Driver:
         if self.plan is None:
             return
         source, destination = self._pair
-        self._listen(source, destination)
+        run = Run(source, destination, self._request.pid, self._reporter)
         wire = self.plan.to_wire()
         key = await source.source_prepare(wire)
         link = await destination.destination_prepare(wire, key["public_key"])
-        self._running = source
+        self._begun, self._running = True, source
         try:
-            await self._run(source, destination, link)
+            ending = await run.go(link)
         finally:
             self._running = None
             if self._cancelling is not None:
                 await self._cancelling
-
-    def _listen(self, source: AgentClient, destination: AgentClient) -> None:
-        for agent, other in ((source, destination), (destination, source)):
-            agent.on_event("phase", self._reporter.phase)
-            agent.on_event("progress", self._progress)
-            agent.on_event("relay", functools.partial(other.send_event, "relay"))
-
-    def _progress(self, data: dict[str, Any]) -> None:
-        done, total = data.get("done"), data.get("total")
-        if isinstance(done, int) and isinstance(total, int):
-            self._reporter.progress(done, total)
-
-    async def _run(self, source: AgentClient, destination: AgentClient, link: Facts) -> None:
-        result = self._result
-        theirs = asyncio.create_task(destination.destination_run())
-        ours = asyncio.create_task(source.source_run(link))
-        await asyncio.wait({ours})
-        sent = _report(ours)
-        if isinstance(sent, AgentError):
-            taken = await _within(theirs, _SETTLING)
-            self._source_lost(sent, taken)
-            results.merge(result, None, taken if isinstance(taken, dict) else None)
-            return
-        taken = await _within(theirs, _OTHER_SIDE)
-        if sent["outcome"] == results.IN_DOUBT and isinstance(taken, dict):
-            committed = taken["outcome"] == results.MIGRATED
-            self._reporter.note("the link broke at the commit: settling with the destination")
-            with contextlib.suppress(AgentError):
-                sent = await source.source_resolve(committed) | {"error": sent["error"]}
-        result["outcome"] = sent["outcome"]
-        if sent["relayed"]:
-            self._reporter.note("the hosts do not reach each other: data went through this machine")
-        if sent["outcome"] == results.IN_DOUBT:
-            self._doubt(taken)
-        results.merge(result, sent, taken if isinstance(taken, dict) else None)
-
-    def _source_lost(self, error: AgentError, taken: Facts | AgentError) -> None:
-        if isinstance(taken, dict) and taken["outcome"] == results.MIGRATED:
-            self._result["outcome"] = results.MIGRATED
-            self._reporter.note(f"{error.message}; look for a stopped copy there")
-        else:
-            self._doubt(error)
-
-    def _doubt(self, reason: Facts | AgentError) -> None:
-        detail = reason.message if isinstance(reason, AgentError) else "the source did not answer"
-        self.error = OutcomeUnknown(
-            detail=detail,
-            pid=self._request.pid,
-            source=self._request.source,
-            destination=self._request.destination,
-        )
-        self._result["outcome"] = results.IN_DOUBT
-        self._result["error"] = results.described(self.error, "commit")
+        self._result["outcome"] = ending.outcome
+        if ending.doubt is not None:
+            self._doubt(ending.doubt)
+        results.merge(self._result, ending.source, ending.destination)
 
 
 async def _both(*works: Any) -> list[Any]:
@@ -255,20 +217,3 @@ async def _both(*works: Any) -> list[Any]:
         if isinstance(one, BaseException):
             raise one
     return done
-
-
-def _report(task: asyncio.Task[Facts]) -> Facts | AgentError:
-    try:
-        return task.result()
-    except AgentError as error:
-        return error
-
-
-async def _within(task: asyncio.Task[Facts], seconds: float) -> Facts | AgentError:
-    """The report of the other side, or why there is none."""
-    await asyncio.wait({task}, timeout=seconds)
-    if task.done():
-        return _report(task)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    return AgentError(detail=f"no report within {seconds:.0f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from agent.errors import (
     EXIT_IN_DOUBT,
@@ -11,8 +11,19 @@ from agent.errors import (
     EXIT_ROLLED_BACK,
     EXIT_USAGE,
     AgentError,
+    Cancelled,
+    Field,
+    ProtocolError,
 )
+from agent.probe.facts import validate
 from orchestrator.errors import from_wire
+from orchestrator.migration.reports import (
+    IN_DOUBT,
+    MIGRATED,
+    ROLLED_BACK,
+    DestinationReport,
+    SourceReport,
+)
 from orchestrator.refusals import Refusal
 
 PHASES = (
@@ -29,7 +40,7 @@ PHASES = (
     "unlock",
     "replay",
 )
-MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
+REFUSED = "refused"
 _STATUSES = {
     MIGRATED: EXIT_MIGRATED,
     ROLLED_BACK: EXIT_ROLLED_BACK,
@@ -39,6 +50,81 @@ _STATUSES = {
 _NEVER_WOKEN = {"wake_ms": -1.0, "probes": 0}
 
 Json = dict[str, Any]
+_Number = int | float
+_T = TypeVar("_T")
+
+
+class ReportedError(TypedDict):
+    code: str
+    fields: dict[str, Field]
+    phase: str
+
+
+class StreamReport(TypedDict):
+    """A stream as it was dumped; the queues are bytes."""
+
+    local: str  # "10.77.0.100:6379"
+    remote: str
+    state: str
+    receive_queue: int
+    send_queue: int
+    unsent: int
+
+
+class WakeReport(TypedDict):
+    local: str
+    remote: str
+    wake_ms: _Number  # -1: the peer has not answered
+    probes: int
+
+
+class MovedBytes(TypedDict):
+    memory: int
+    streams: int
+    files: int
+
+
+class SourceReport(TypedDict):
+    """What `source.run` and `source.resolve` return; times are seconds of CLOCK_MONOTONIC there."""
+
+    outcome: str
+    error: ReportedError | None
+    phases_ms: dict[str, _Number]
+    lock_at: _Number
+    clock_offset: _Number  # the destination's clock minus the source's
+    clock_error: _Number
+    streams: list[StreamReport]
+    bytes: MovedBytes
+    relayed: bool
+
+
+class DestinationReport(TypedDict):
+    """What `destination.run` returns; `resumed_at` is 0 where nothing was resumed."""
+
+    outcome: str
+    error: ReportedError | None
+    phases_ms: dict[str, _Number]
+    resumed_at: _Number
+    wake: list[WakeReport]
+    replayed_packets: int
+
+
+def source_report(value: Json) -> SourceReport:
+    """Raises `ProtocolError` where it is not one; what is more than asked for is passed over."""
+    return _report(value, SourceReport, (MIGRATED, ROLLED_BACK, IN_DOUBT), "the source's report")
+
+
+def destination_report(value: Json) -> DestinationReport:
+    """Raises `ProtocolError` where it is not one; what is more than asked for is passed over."""
+    return _report(value, DestinationReport, (MIGRATED, ROLLED_BACK), "the destination's report")
+
+
+def _report(value: Json, shape: type[_T], outcomes: tuple[str, ...], where: str) -> _T:
+    known = get_type_hints(shape)
+    report = validate({key: one for key, one in value.items() if key in known}, shape, where)
+    if value["outcome"] not in outcomes:
+        raise ProtocolError(detail=f"in {where}: no outcome is named {value['outcome']!r:.60}")
+    return report
 
 
 def empty(migration_id: str, source: str, destination: str, pid: int) -> Json:
@@ -72,20 +158,22 @@ def refused(refusals: list[Refusal]) -> Json:
     return {"code": first.code, "message": message, "hint": first.hint, "phase": "check"}
 
 
-def outcome_of(error: AgentError) -> str:
-    """The outcome where an error ended all before the agents began."""
-    return REFUSED if error.exit_status in (EXIT_REFUSED, EXIT_USAGE) else ROLLED_BACK
+def outcome_of(error: AgentError, *, checked: bool = True) -> str:
+    """The outcome where an error ended all before the run; `checked`: the check was over."""
+    if error.exit_status in (EXIT_REFUSED, EXIT_USAGE):
+        return REFUSED
+    return ROLLED_BACK if checked or isinstance(error, Cancelled) else REFUSED
 
 
 def exit_status(result: Json, error: AgentError | None = None) -> int:
     """The command's status; a usage error that was found late keeps its own."""
-    if result["outcome"] == REFUSED and error is not None:
-        return error.exit_status
+    if result["outcome"] == REFUSED and error is not None and error.exit_status == EXIT_USAGE:
+        return EXIT_USAGE
     return _STATUSES[result["outcome"]]
 
 
-def merge(result: Json, source: Json | None, destination: Json | None) -> None:
-    """Fill `result` in from the reports (as `agent.source` and `agent.destination` make them)."""
+def merge(result: Json, source: SourceReport | None, destination: DestinationReport | None) -> None:
+    """Fill `result` in from the reports; the outcome is there already, and a doubt's error."""
     for report in (source, destination):
         if report is not None:
             for phase, ms in report["phases_ms"].items():
@@ -94,25 +182,27 @@ def merge(result: Json, source: Json | None, destination: Json | None) -> None:
     if destination is not None:
         result["replayed_packets"] = destination["replayed_packets"]
     if source is not None:
-        result["bytes"] = source["bytes"]
-        result["clock_error_ms"] = source["clock_error"] * 1000
+        result["bytes"] = dict(source["bytes"])
+        result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:
             resumed = destination["resumed_at"] - source["clock_offset"]
-            result["blackout_ms"] = (resumed - source["lock_at"]) * 1000
+            result["blackout_ms"] = (resumed - source["lock_at"]) * 1000.0
     if result["outcome"] != MIGRATED and result["error"] is None:
         result["error"] = _error(source) or _error(destination)
 
 
-def _streams(source: Json, destination: Json | None) -> list[Json]:
-    wakes = {(one["local"], one["remote"]): one for one in (destination or {}).get("wake", [])}
-    streams = []
-    for stream in source["streams"]:
-        wake = wakes.get((stream["local"], stream["remote"]), _NEVER_WOKEN)
-        streams.append({**stream, "wake_ms": wake["wake_ms"], "probes": wake["probes"]})
-    return streams
+def _streams(source: SourceReport, destination: DestinationReport | None) -> list[Json]:
+    wakes: dict[tuple[str, str], Json] = {
+        (one["local"], one["remote"]): {"wake_ms": one["wake_ms"], "probes": one["probes"]}
+        for one in (destination["wake"] if destination else [])
+    }
+    return [
+        {**stream, **wakes.get((stream["local"], stream["remote"]), _NEVER_WOKEN)}
+        for stream in source["streams"]
+    ]
 
 
-def _error(report: Json | None) -> Json | None:
+def _error(report: SourceReport | DestinationReport | None) -> Json | None:
     wire = report and report["error"]
     return described(from_wire(wire), str(wire.get("phase", ""))) if wire else None

@@ -12,6 +12,7 @@ from agent.errors import AgentError
 from agent.plan import Plan
 from orchestrator.inventory import Target
 from orchestrator.migration import driver as module
+from orchestrator.migration import run
 from orchestrator.migration.driver import Driver, Request
 from orchestrator.migration.result import Json, exit_status
 from tests.support.facts import Case
@@ -58,6 +59,10 @@ class Setting:
         self.source, self.destination = pair(case)
         self.driver = Driver(Request("src", "dst", 5000), self.told)
 
+    def renew(self) -> None:
+        """Fresh agents and a fresh driver."""
+        self.use(Case())
+
     async def _open(self, target: Target, config: list[str], said: Any) -> Any:
         name = str(target)
         if name in self.unreachable:
@@ -67,8 +72,8 @@ class Setting:
         return (self.source if name == "src" else self.destination).channel
 
     def patience(self, other_side: float = 0.05, settling: float = 0.05) -> None:
-        self._patch.setattr(module, "_OTHER_SIDE", other_side)
-        self._patch.setattr(module, "_SETTLING", settling)
+        self._patch.setattr(run, "OTHER_SIDE", other_side)
+        self._patch.setattr(run, "SETTLING", settling)
 
     async def migrate(self) -> Json:
         async with asyncio.timeout(10):

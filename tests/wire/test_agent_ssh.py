@@ -214,7 +214,7 @@ async def lost(session: Session, lose: Callable[[], object]) -> AgentError:
     with pytest.raises(AgentError) as again:
         await session.client.probe_host("/run/streamferry")
     assert again.value is raised.value
-    assert session.client._gone is not None
+    assert session.client.gone
     await session.client.send_event("relay", {"data": b"into the void"})
     return raised.value
 
