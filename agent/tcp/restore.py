@@ -189,9 +189,13 @@ def leave_repair(sock: socket.socket) -> None:
 
 
 def probe_again(sock: socket.socket, stream: Stream) -> None:
-    """Send one more window probe, as the first may have been lost."""
-    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
-    release(sock, stream)
+    """Send one more window probe, as the first may have been lost. Raises `OSError`.
+
+    The process runs by now, so repair mode must not be entered: its calls would fail. To leave it
+    once more sends a probe all the same (do_tcp_setsockopt(), since 3.5).
+    """
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
+    options.restore_late(sock, stream.options)
 
 
 def abandon(sock: socket.socket) -> None:
