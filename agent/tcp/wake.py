@@ -119,17 +119,23 @@ async def wake(streams: list[Waking]) -> None:
 
 
 def endpoints(packet: bytes) -> bytes:
-    """Addresses and ports of a TCP packet, source before destination, as on the wire."""
-    if packet[0] >> 4 == 6:
-        return packet[8:44]
+    """Addresses and ports of a TCP packet, source before destination, as on the wire; b"" where
+    they are not whole."""
     start = _tcp_start(packet)
-    return packet[12:20] + packet[start : start + 4]
+    if len(packet) < start + _PORTS.size:
+        return b""
+    addresses = packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
+    return addresses + packet[start : start + _PORTS.size]
 
 
 def opens(packet: bytes) -> bool:
     """Whether a TCP packet is the SYN of a new connection (RFC 9293, section 3.5)."""
-    return packet[_tcp_start(packet) + 13] & _SYN_ACK == _SYN
+    flags = packet[_tcp_start(packet) + 13 :][:1]
+    return bool(flags) and flags[0] & _SYN_ACK == _SYN
 
 
 def _tcp_start(packet: bytes) -> int:
-    return (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
+    if packet[:1] and packet[0] >> 4 == 4:
+        return (packet[0] & 15) * 4
+    # A packet over 64 KiB that GRO has made has a hop-by-hop header of 8 bytes (RFC 2675).
+    return 48 if packet[6:7] == b"\0" else 40
