@@ -17,13 +17,6 @@ from agent.errors import (
 )
 from agent.probe.facts import validate
 from orchestrator.errors import from_wire
-from orchestrator.migration.reports import (
-    IN_DOUBT,
-    MIGRATED,
-    ROLLED_BACK,
-    DestinationReport,
-    SourceReport,
-)
 from orchestrator.refusals import Refusal
 
 PHASES = (
@@ -40,7 +33,7 @@ PHASES = (
     "unlock",
     "replay",
 )
-REFUSED = "refused"
+MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
 _STATUSES = {
     MIGRATED: EXIT_MIGRATED,
     ROLLED_BACK: EXIT_ROLLED_BACK,
@@ -182,7 +175,7 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
     if destination is not None:
         result["replayed_packets"] = destination["replayed_packets"]
     if source is not None:
-        result["bytes"] = dict(source["bytes"])
+        result["bytes"] = source["bytes"]
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:
@@ -193,10 +186,12 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
 
 
 def _streams(source: SourceReport, destination: DestinationReport | None) -> list[Json]:
-    wakes: dict[tuple[str, str], Json] = {
-        (one["local"], one["remote"]): {"wake_ms": one["wake_ms"], "probes": one["probes"]}
-        for one in (destination["wake"] if destination else [])
-    }
+    wakes: dict[tuple[str, str], Json] = {}
+    for one in destination["wake"] if destination is not None else []:
+        wakes[one["local"], one["remote"]] = {
+            "wake_ms": float(one["wake_ms"]),
+            "probes": one["probes"],
+        }
     return [
         {**stream, **wakes.get((stream["local"], stream["remote"]), _NEVER_WOKEN)}
         for stream in source["streams"]
@@ -204,5 +199,6 @@ def _streams(source: SourceReport, destination: DestinationReport | None) -> lis
 
 
 def _error(report: SourceReport | DestinationReport | None) -> Json | None:
-    wire = report and report["error"]
-    return described(from_wire(wire), str(wire.get("phase", ""))) if wire else None
+    if report is None or report["error"] is None:
+        return None
+    return described(from_wire(report["error"]), report["error"]["phase"])

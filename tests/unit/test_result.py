@@ -141,11 +141,11 @@ def test_what_went_wrong_on_the_way_is_no_error_of_a_success() -> None:
     assert merged(MIGRATED, source, destination_report())["error"] is None
 
 
-def test_an_error_without_a_phase_and_one_of_an_unknown_class() -> None:
+def test_an_error_of_an_unknown_class() -> None:
     report = source_report("rolled-back", error=None)
-    report["error"] = {"code": "brand-new", "fields": {"x": 1}}
+    report["error"] = {"code": "brand-new", "fields": {"x": 1}, "phase": "ship"}
     error = merged(ROLLED_BACK, report, None)["error"]
-    assert error["phase"] == "" and "brand-new" in error["message"]
+    assert error["phase"] == "ship" and "brand-new" in error["message"]
 
 
 UNKNOWN = OutcomeUnknown(detail="gone", pid=1, source="src", destination="dst")
