@@ -21,6 +21,7 @@ _SOL = socket.SOL_SOCKET
 _CHUNK = 64 << 10  # tcp_send_rcvq() fills one skb of at most this
 _MASK = 0xFFFFFFFF
 _HEADROOM = 1 << 20
+_MIN_MSS, _MAX_MSS = 88, 32767  # as TCP_MAXSEG takes it
 _MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
 
 
@@ -100,7 +101,11 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, queue)
         set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(seq))
     sock.bind(_socket_address(stream, *stream.local))
+    # The size of our segments is found in connect() and nowhere later; without a hint from the
+    # peer's MSS option it is the least that every host takes (tcp_connect_init()).
+    set_option(_TCP, uapi.TCP_MAXSEG, min(max(stream.mss, _MIN_MSS), _MAX_MSS))
     sock.connect(_socket_address(stream, *stream.remote))
+    set_option(_TCP, uapi.TCP_MAXSEG, 0)
     set_option(_TCP, uapi.TCP_REPAIR_OPTIONS, _repair_options(stream))
     if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
         set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.timestamp))

@@ -109,6 +109,7 @@ def test_every_byte_and_number(
     queues = CASES[case]
     move = Move(hosts, SERVICE[kind], agents)
     pair = move.connect(kind, queues.buffer)
+    segment_size = pair.server.getsockopt(socket.IPPROTO_TCP, uapi.TCP_MAXSEG)
     with contextlib.closing(pair), sniffing(move.client) as wire:
         to_server = os.urandom(queues.to_server)
         with contextlib.ExitStack() as silence:
@@ -128,6 +129,7 @@ def test_every_byte_and_number(
         move.take_over()
         release(pair.server, before)
 
+        assert pair.server.getsockopt(socket.IPPROTO_TCP, uapi.TCP_MAXSEG) == segment_size
         more = os.urandom(200_000), os.urandom(300_000)
         received = exchange(pair, *more, len(to_server), len(to_client))
         assert received == (to_server + more[0], to_client + more[1])
