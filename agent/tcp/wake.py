@@ -136,6 +136,6 @@ def opens(packet: bytes) -> bool:
 
 def _tcp_start(packet: bytes) -> int:
     if packet[:1] and packet[0] >> 4 == 4:
-        return (packet[0] & 15) * 4
+        return max((packet[0] & 15) * 4, 20)
     # A packet over 64 KiB that GRO has made has a hop-by-hop header of 8 bytes (RFC 2675).
     return 48 if packet[6:7] == b"\0" else 40
