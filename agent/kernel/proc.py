@@ -7,6 +7,7 @@ no more than `ps` would.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -49,8 +50,13 @@ class Holder(NamedTuple):
 
 def read(path: str) -> str:
     """A small file of /proc, whole; bytes that are not UTF-8 survive as surrogates."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # mountinfo of a process that is about to end
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path) from error
+        raise
 
 
 def lines(path: str) -> list[str]:
