@@ -38,21 +38,40 @@ def steal(
     closed socket, CRIU would restore it without them.
     """
     stolen: dict[int, socket.socket] = {}
-    for inode, (pid, fd) in descriptors.items():
-        try:
-            copy = pidfd_getfd(pidfds[pid], fd)
-        except OSError:
-            continue  # closed since the descriptors were listed
-        sock = socket.socket(fileno=copy)
-        if is_live_tcp(sock):
-            stolen[inode] = sock
-            continue
-        with sock:
-            if is_tcp(sock) and (unread := ioctl_int(copy, uapi.SIOCINQ)):
-                name = format_address(sock.getsockname()[:2])
-                detail = f"both sides have closed it, and {unread} bytes are still to be read"
-                raise StreamError(stream=name, detail=detail)
+    try:
+        for inode, (pid, fd) in descriptors.items():
+            sock = _copy(pidfds[pid], fd, inode)
+            if sock is None:
+                continue
+            if is_live_tcp(sock):
+                stolen[inode] = sock
+                continue
+            with sock:
+                _refuse_unread(sock)
+    except BaseException:
+        for sock in stolen.values():
+            sock.close()
+        raise
     return stolen
+
+
+def _copy(pidfd: int, fd: int, inode: int) -> socket.socket | None:
+    """Our copy of a descriptor, or None where it is not that socket any more."""
+    try:
+        copy = pidfd_getfd(pidfd, fd)
+    except OSError:
+        return None  # closed since the descriptors were listed
+    if os.fstat(copy).st_ino != inode:  # and its number is used again
+        os.close(copy)
+        return None
+    return socket.socket(fileno=copy)
+
+
+def _refuse_unread(sock: socket.socket) -> None:
+    if is_tcp(sock) and (unread := ioctl_int(sock.fileno(), uapi.SIOCINQ)):
+        name = format_address(sock.getsockname()[:2])
+        detail = f"both sides have closed it, and {unread} bytes are still to be read"
+        raise StreamError(stream=name, detail=detail)
 
 
 def is_live_tcp(sock: socket.socket) -> bool:
