@@ -139,7 +139,7 @@ def half_open(ports: Iterable[int]) -> int:
     count = 0
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
+            for line in Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]:
                 fields = line.split(None, 4)
                 if fields[3] == state and fields[1].endswith(endings):
                     count += 1
