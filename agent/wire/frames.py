@@ -7,6 +7,7 @@ its length alone.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -36,10 +37,15 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes. Raises `ProtocolError` on anything malformed."""
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that `data` completes, one by one.
+
+        Raises `ProtocolError` when it comes to something malformed; what was before is not lost.
+        """
         self._buffer += data
-        messages: list[Message] = []
+        return self._messages()
+
+    def _messages(self) -> Iterator[Message]:
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > MAX_FRAME:
@@ -47,11 +53,10 @@ class FrameDecoder:
                 raise ProtocolError(detail=f"a frame of {length} bytes (it begins with {start!r})")
             end = _LENGTH.size + length
             if len(self._buffer) < end:
-                break
+                return
             body = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
-            messages.append(decode_body(body))
-        return messages
+            yield decode_body(body)
 
     @property
     def pending(self) -> int:

@@ -38,7 +38,7 @@ def framed(body: bytes) -> bytes:
 @given(st.lists(MESSAGES, min_size=1, max_size=4))
 def test_fed_whole(messages: list[Message]) -> None:
     decoder = FrameDecoder()
-    assert decoder.feed(b"".join(map(encode, messages))) == messages
+    assert list(decoder.feed(b"".join(map(encode, messages)))) == messages
     assert decoder.pending == 0
 
 
@@ -57,9 +57,9 @@ def test_fed_with_the_start_of_the_next(first: Message, second: Message, data: A
     whole, follows = encode(first), encode(second)
     cut = data.draw(st.integers(0, len(follows) - 1))
     decoder = FrameDecoder()
-    assert decoder.feed(whole + follows[:cut]) == [first]
+    assert list(decoder.feed(whole + follows[:cut])) == [first]
     assert decoder.pending == cut  # not 0 at the end of input: the frame is cut off
-    assert decoder.feed(follows[cut:]) == [second]
+    assert list(decoder.feed(follows[cut:])) == [second]
 
 
 @given(st.binary(max_size=200))
@@ -101,17 +101,31 @@ def test_a_body_that_is_not_a_map_is_refused_as_such(body: bytes) -> None:
 )
 def test_malformed_bodies(body: bytes) -> None:
     with pytest.raises(ProtocolError):
-        FrameDecoder().feed(framed(body))
+        list(FrameDecoder().feed(framed(body)))
+
+
+@given(st.lists(MESSAGES, max_size=3), st.booleans())
+def test_what_was_before_something_malformed_is_not_lost(
+    messages: list[Message], whole: bool
+) -> None:
+    data = b"".join(map(encode, messages)) + b"Broadcast message from root"
+    decoder = FrameDecoder()
+    received: list[Message] = []
+    with pytest.raises(ProtocolError):
+        for piece in [data] if whole else [bytes([byte]) for byte in data]:
+            for message in decoder.feed(piece):
+                received.append(message)
+    assert received == messages
 
 
 def test_a_length_over_the_limit_is_refused_before_the_body_comes() -> None:
     with pytest.raises(ProtocolError, match=str(MAX_FRAME + 1)):
-        FrameDecoder().feed(struct.pack("!I", MAX_FRAME + 1))
+        list(FrameDecoder().feed(struct.pack("!I", MAX_FRAME + 1)))
 
 
 def test_what_a_shell_prints_is_quoted_in_the_error() -> None:
     with pytest.raises(ProtocolError, match="Welcome to src"):
-        FrameDecoder().feed(b"Welcome to src\n")
+        list(FrameDecoder().feed(b"Welcome to src\n"))
 
 
 def test_a_message_that_is_too_large_is_not_sent() -> None:
@@ -122,10 +136,11 @@ def test_a_message_that_is_too_large_is_not_sent() -> None:
 def test_the_largest_message_arrives() -> None:
     body = msgpack.packb({"data": b""})
     message = {"data": bytes(MAX_FRAME - len(body) - 4)}
-    assert FrameDecoder().feed(encode(message)) == [message]
+    assert list(FrameDecoder().feed(encode(message))) == [message]
 
 
 def test_names_that_are_not_unicode_become_escapes() -> None:
     """A file name of a process is bytes; Python has those that are not UTF-8 as surrogates."""
     name = b"/srv/\xff".decode("utf-8", "surrogateescape")
-    assert FrameDecoder().feed(encode({"path": name})) == [{"path": "/srv/\\udcff"}]
+    (received,) = FrameDecoder().feed(encode({"path": name}))
+    assert received == {"path": "/srv/\\udcff"}
