@@ -59,10 +59,6 @@ class Setting:
         self.source, self.destination = pair(case)
         self.driver = Driver(Request("src", "dst", 5000), self.told)
 
-    def renew(self) -> None:
-        """Fresh agents and a fresh driver."""
-        self.use(Case())
-
     async def _open(self, target: Target, config: list[str], said: Any) -> Any:
         name = str(target)
         if name in self.unreachable:
