@@ -178,8 +178,10 @@ def test_a_check_that_cannot_be_made(setting: Setting, capsys: pytest.CaptureFix
     status, out, err = ended(capsys, *CHECK)
     assert status == 3 and "error: src cannot be reached: no route to host" in err
     status, found = answer(capsys, *CHECK)
-    assert (status, found["outcome"], found["refusals"]) == (3, "refused", [])
-    assert found["error"]["code"] == "unreachable"
+    assert (status, found["outcome"]) == (3, "refused")
+    (refusal,) = found["refusals"]
+    assert {**refusal, "phase": "check"} == found["error"]
+    assert refusal["code"] == "unreachable"
 
 
 # --- signals
