@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from agent.errors import AgentError
@@ -41,6 +42,7 @@ class Calls:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._role: str | None = None  # also while it is only being prepared
         self.source: Any = None
         self.destination: Any = None
 
@@ -82,11 +84,10 @@ class Calls:
     async def _source_prepare(self, plan: dict[str, Any]) -> Any:
         from agent.source import SourceMigration
 
-        if self.active:
-            raise AlreadyPrepared(role="source" if self.source else "destination")
-        migration = SourceMigration(self._server)
-        reply = await migration.prepare(plan=plan)
-        self.source = migration
+        with self._serving("source"):
+            migration = SourceMigration(self._server)
+            reply = await migration.prepare(plan=plan)
+            self.source = migration
         return reply
 
     async def _source_run(self, link: dict[str, Any]) -> Any:
@@ -101,15 +102,26 @@ class Calls:
     async def _destination_prepare(self, plan: dict[str, Any], client_key: str) -> Any:
         from agent.destination import DestinationMigration
 
-        if self.active:
-            raise AlreadyPrepared(role="source" if self.source else "destination")
-        migration = DestinationMigration(self._server)
-        reply = await migration.prepare(plan=plan, client_key=client_key)
-        self.destination = migration
+        with self._serving("destination"):
+            migration = DestinationMigration(self._server)
+            reply = await migration.prepare(plan=plan, client_key=client_key)
+            self.destination = migration
         return reply
 
     async def _destination_run(self) -> Any:
         return await self._prepared("destination", "destination.run").run()
+
+    @contextlib.contextmanager
+    def _serving(self, role: str) -> Iterator[None]:
+        """Have this agent serve one migration, in this role; no longer where preparing fails."""
+        if self._role is not None:
+            raise AlreadyPrepared(role=self._role)
+        self._role = role
+        try:
+            yield
+        except BaseException:
+            self._role = None
+            raise
 
     def _prepared(self, role: str, call: str) -> Any:
         migration = getattr(self, role)
