@@ -29,7 +29,9 @@ def check(**given: Any) -> int:
         answer = {key: result[key] for key in kept}
         answer["refusals"] = [asdict(one) for one in driver.refusals]
         if result["outcome"] == "refused" and not driver.refusals:  # by a host or an agent
-            answer["refusals"] = [{key: result["error"][key] for key in ("code", "message", "hint")}]
+            answer["refusals"] = [
+                {key: result["error"][key] for key in ("code", "message", "hint")}
+            ]
         answer["plan"] = driver.plan.to_wire() if driver.plan else None
         answer["streams"] = _streams(driver.process["connections"]) if driver.plan else []
         print_json(answer)
