@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from agent import PROTOCOL_VERSION
 from agent.errors import EXIT_REFUSED, AgentError
+from agent.wire.frames import encode
 from orchestrator import agent_client, bootstrap
 from orchestrator import transport as transport_module
 from orchestrator.agent_client import AgentClient
@@ -165,6 +167,16 @@ async def test_it_never_says_hello(host: LoopbackHost, monkeypatch: pytest.Monke
     monkeypatch.setattr(transport_module, "END_TIMEOUT", 0.3)
     host.shell_prefix = "exec cat > /dev/null; "
     await fails_to_start(host, "agent-silent")
+
+
+async def test_an_agent_of_another_version(host: LoopbackHost) -> None:
+    hello = encode({"hello": PROTOCOL_VERSION + 1, "agent": "9", "pid": 1})
+    (host.directory / "hello").write_bytes(hello)
+    host.shell_prefix = f"exec cat {host.directory}/hello -; "
+    async with opened(host) as session:
+        with pytest.raises(AgentError) as raised:
+            await session.client.start()
+    assert raised.value.code == "version"
 
 
 async def test_an_archive_that_is_cut(host: LoopbackHost, monkeypatch: pytest.MonkeyPatch) -> None:
