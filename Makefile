@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 ENVIRONMENT := .venv/.made
 
-.PHONY: help lab lab-down venv demo test check bench
+.PHONY: help lab lab-down venv demo test check bench nightly
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,3 +39,6 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.blackout
 	$(PYTHON) -m tests.bench.stall
 	$(PYTHON) -m tests.bench.boundary
+
+nightly: venv ## fuzz the decoder of TCP streams for ten minutes
+	STREAMFERRY_FUZZ_SECONDS=600 $(PYTHON) -m pytest tests/unit/test_stream_fuzz.py
