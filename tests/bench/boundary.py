@@ -20,9 +20,10 @@ from typing import Any
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
-from agent.netlock import apply, render
-from agent.tcp.dump import dump
-from agent.tcp.restore import abandon, new_socket, release, restore
+from agent.netlock import render
+from agent.netlock.apply import Nftables
+from agent.tcp.dumping import dump
+from agent.tcp.restoring import abandon, new_socket, release, restore
 from tests.support.lab import ROOT
 from tests.support.netns import Host, network, wait_until
 from tests.support.tcp import Pair, connected
@@ -53,15 +54,18 @@ def fill(pair: Pair) -> bytes:
 
 def once(server: Host, client: Host, *, boundary: bool) -> dict[str, float]:
     """One move; {"ms": first new byte, "unsent": share of the send queue}. Checks every byte."""
-    with connected(server, client, 4) as pair:
+    # A context works on the namespace it was made in; the process may have made one elsewhere.
+    with (
+        contextlib.closing(server.run(Nftables)) as nftables,
+        connected(server, client, 4) as pair,
+    ):
         data = fill(pair)
-        connections = [pair.connection()]
-        server.run(apply.run, render.lock(_ID, connections, [], stage="full"))
+        nftables.run(render.lock(_ID, [pair.connection()], [], stage="full"))
         stream = dump(pair.server)
         abandon(pair.server)
         sock = restore(stream, server.run(new_socket, stream.family), boundary=boundary)
         received = bytearray(_read_waiting(pair.client))
-        server.run(apply.run, render.unlock(_ID))
+        nftables.run(render.unlock(_ID))
         begin = time.monotonic()
         release(sock, stream)
         select.select([pair.client], [], [], 10)

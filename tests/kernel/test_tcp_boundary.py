@@ -14,8 +14,8 @@ RTO_MS = 200  # TCP_RTO_MIN
 def test_unsent_data_goes_out_with_the_first_acknowledgement(pair: tuple[Host, Host]) -> None:
     rounds = [once(*pair, boundary=True) for _ in range(10)]
     assert all(one["unsent"] > 0.5 for one in rounds)
-    # A peer that has just answered a window probe ignores the next one (tcp_invalid_ratelimit):
-    # on a busy machine one round may meet that.
+    # On a busy machine the source's kernel may have probed just before: a peer answers only one
+    # probe in half a second (tcp_invalid_ratelimit).
     assert sorted(one["ms"] for one in rounds)[-2] < RTO_MS / 2
 
 
