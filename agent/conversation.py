@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from agent.errors import AgentError, ProtocolError, from_wire
+from agent.errors import AgentError, ProtocolError, from_wire, shown
 from agent.image.records import Record
 from agent.link import Link
 
@@ -71,7 +71,7 @@ class Conversation:
             raise from_wire(record.get("error"))
         records = self._records.get(kind)
         if records is None:
-            raise ProtocolError(detail=f"the destination sent {kind!r:.60}")
+            raise ProtocolError(detail=f"the destination sent {shown(kind)}")
         records.append(record)
 
     async def close(self) -> None:

@@ -14,7 +14,15 @@ import time
 from typing import Any
 
 from agent.destination_host import DestinationHost
-from agent.errors import AgentError, BlackoutExceeded, Cancelled, PeerLost, ProtocolError, from_wire
+from agent.errors import (
+    AgentError,
+    BlackoutExceeded,
+    Cancelled,
+    PeerLost,
+    ProtocolError,
+    from_wire,
+    shown,
+)
 from agent.fault import Faults
 from agent.image.records import Record
 from agent.image.store import ImagesFull
@@ -169,7 +177,7 @@ class DestinationMigration:
         elif kind == "handover":
             self._handover = record
         elif kind != "end":
-            raise ProtocolError(detail=f"the source sent {kind!r:.60}")
+            raise ProtocolError(detail=f"the source sent {shown(kind)}")
 
     async def _store(self, record: Record) -> None:
         self._phases.current = "ship"

@@ -64,6 +64,15 @@ class Foreign(AgentError):
         return self._wire
 
 
+def shown(value: object, size: int = 60) -> str:
+    """The beginning of what came from elsewhere, for a message, whatever its size and depth."""
+    if isinstance(value, str | bytes):
+        return repr(value[:size])[:size]
+    if isinstance(value, list | tuple | dict):
+        return f"{type(value).__name__} of {len(value)}"
+    return repr(value)[:size]
+
+
 def from_wire(wire: object) -> AgentError:
     """Rebuild an error from `to_wire()`; anything malformed becomes a plain `AgentError`."""
     try:

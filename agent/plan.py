@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from agent.errors import ProtocolError
+from agent.errors import ProtocolError, shown
 
 ID_PATTERN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 
@@ -152,7 +152,7 @@ def _tuple(
 
 def _integer(value: object, low: int, high: int, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _malformed(where, f"{value!r:.80} is not a whole number")
+        raise _malformed(where, f"{shown(value, 80)} is not a whole number")
     if not low <= value <= high:
         raise _malformed(where, f"{value} is not between {low} and {high}")
     return value
@@ -164,13 +164,13 @@ def _pid(value: object, where: str) -> int:
 
 def _boolean(value: object, where: str) -> bool:
     if not isinstance(value, bool):
-        raise _malformed(where, f"{value!r:.80} is neither true nor false")
+        raise _malformed(where, f"{shown(value, 80)} is neither true nor false")
     return value
 
 
 def _seconds(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _malformed(where, f"{value!r:.80} is not a number of seconds")
+        raise _malformed(where, f"{shown(value, 80)} is not a number of seconds")
     if not 0 < value <= MAX_BLACKOUT_LIMIT:
         raise _malformed(where, f"{value} is not between 0 and {MAX_BLACKOUT_LIMIT}")
     return float(value)
@@ -178,33 +178,33 @@ def _seconds(value: object, where: str) -> float:
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value or len(value) > _MAX_TEXT:
-        raise _malformed(where, f"{value!r:.80} is not a short text")
+        raise _malformed(where, f"{shown(value, 80)} is not a short text")
     if not value.isprintable():
-        raise _malformed(where, f"{value!r:.80} has characters that cannot be printed")
+        raise _malformed(where, f"{shown(value, 80)} has characters that cannot be printed")
     return value
 
 
 def _path(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.startswith("/") or len(value) > _MAX_PATH:
-        raise _malformed(where, f"{value!r:.80} is not an absolute path")
+        raise _malformed(where, f"{shown(value, 80)} is not an absolute path")
     if "\0" in value or value == "/" or any(part in (".", "..") for part in value.split("/")):
-        raise _malformed(where, f"{value!r:.80} is not a path of a directory to use")
+        raise _malformed(where, f"{shown(value, 80)} is not a path of a directory to use")
     return value
 
 
 def _matching(value: object, pattern: re.Pattern[str], where: str) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _malformed(where, f"{value!r:.80} does not have the form {pattern.pattern}")
+        raise _malformed(where, f"{shown(value, 80)} does not have the form {pattern.pattern}")
     return value
 
 
 def _ip(value: object, family: int, where: str) -> str:
     if not isinstance(value, str) or len(value) > 64 or "%" in value:
-        raise _malformed(where, f"{value!r:.80} is not an address")
+        raise _malformed(where, f"{shown(value, 80)} is not an address")
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        raise _malformed(where, f"{value!r:.80} is not an address") from None
+        raise _malformed(where, f"{shown(value, 80)} is not an address") from None
     if address.version != family:
         raise _malformed(where, f"{value} is not of family {family}")
     return value

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from agent import PROTOCOL_VERSION, __version__
-from agent.errors import AgentError, ProtocolError
+from agent.errors import AgentError, ProtocolError, shown
 from agent.wire.frames import FrameDecoder, Message, encode
 
 Handler = Callable[..., Awaitable[Any]]
@@ -86,7 +86,7 @@ class Server:
             event = message["event"]
             handler = self._events.get(event) if isinstance(event, str) else None
             if handler is None or not isinstance(message.get("data"), dict):
-                raise ProtocolError(detail=f"unknown event {event!r:.80}")
+                raise ProtocolError(detail=f"unknown event {shown(event, 80)}")
             handler(message["data"])
             return
         number, name, args = message.get("id"), message.get("call"), message.get("args", {})
@@ -100,7 +100,7 @@ class Server:
         try:
             handler = self._calls.get(name)
             if handler is None:
-                raise ProtocolError(detail=f"no call is named {name!r:.80}")
+                raise ProtocolError(detail=f"no call is named {shown(name, 80)}")
             try:
                 inspect.signature(handler).bind(**args)
             except TypeError as error:

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
-from agent.errors import ProtocolError
+from agent.errors import ProtocolError, shown
 from agent.plan import Address
 from agent.probe.facts import AddressFacts, HostFacts, ProcessFacts
 from orchestrator.refusals import Refusal, refusal
@@ -142,7 +142,7 @@ def parse(address: str) -> IPAddress:
     try:
         return ipaddress.ip_address(address)
     except ValueError:
-        raise ProtocolError(detail=f"{address!r:.60} is not an address") from None
+        raise ProtocolError(detail=f"{shown(address)} is not an address") from None
 
 
 def endpoint(address: str, port: int) -> str:
@@ -164,7 +164,7 @@ def _network(held: AddressFacts) -> ipaddress.IPv4Network | ipaddress.IPv6Networ
     try:
         return ipaddress.ip_network((held["address"], held["prefixlen"]), strict=False)
     except ValueError:
-        detail = f"{held['address']!r:.60}/{held['prefixlen']} is not an address of a device"
+        detail = f"{shown(held['address'])}/{held['prefixlen']} is not an address of a device"
         raise ProtocolError(detail=detail) from None
 
 

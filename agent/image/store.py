@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from agent.errors import AgentError
+from agent.errors import AgentError, shown
 from agent.image.records import ImageError, ImageTooLarge
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}\.img")
@@ -62,7 +62,7 @@ class ImageStore:
 
     def _open(self, name: str) -> int:
         if not _NAME.fullmatch(name) or len(self._files) >= _MAX_FILES:
-            raise ImageError(detail=f"a file of the image is named {name!r:.120}")
+            raise ImageError(detail=f"a file of the image is named {shown(name, 120)}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._files[name] = fd = os.open(self.path / name, flags, 0o600)
         return fd

@@ -11,7 +11,7 @@ import types
 import typing
 from typing import Any, NamedTuple, TypedDict, TypeVar, cast, is_typeddict
 
-from agent.errors import Field, ProtocolError
+from agent.errors import Field, ProtocolError, shown
 
 
 class AddressFacts(TypedDict):
@@ -233,13 +233,13 @@ def _check(value: object, shape: Any, where: str) -> Any:
         _, item = typing.get_args(shape)
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise _bad(where, "not a map with string keys")
-        return {key: _check(one, item, f"{where}[{key!r:.40}]") for key, one in value.items()}
+        return {key: _check(one, item, f"{where}[{shown(key, 40)}]") for key, one in value.items()}
     if origin in (types.UnionType, typing.Union):
         return _check_union(value, typing.get_args(shape), where)
     if isinstance(shape, type) and issubclass(shape, tuple):
         return _check_tuple(value, shape, where)
     if not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
-        raise _bad(where, f"{value!r:.60} is not of type {shape.__name__}")
+        raise _bad(where, f"{shown(value)} is not of type {shape.__name__}")
     return value
 
 
@@ -251,7 +251,7 @@ def _check_union(value: object, shapes: tuple[Any, ...], where: str) -> Any:
         return value
     rest = [one for one in shapes if one is not type(None) and one not in scalars]
     if len(rest) != 1:
-        raise _bad(where, f"{value!r:.60} is of no type that is allowed here")
+        raise _bad(where, f"{shown(value)} is of no type that is allowed here")
     return _check(value, rest[0], where)
 
 
@@ -261,7 +261,7 @@ def _check_tuple(value: object, shape: Any, where: str) -> Any:
     if isinstance(value, list | tuple) and len(value) == len(hints):
         if all(type(one) is hint for one, hint in zip(value, hints.values(), strict=True)):
             return shape(*value)
-    raise _bad(where, f"{value!r:.60} is not of the shape of {shape.__name__}")
+    raise _bad(where, f"{shown(value)} is not of the shape of {shape.__name__}")
 
 
 def _hints(shape: Any) -> dict[str, Any]:

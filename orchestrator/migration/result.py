@@ -14,6 +14,7 @@ from agent.errors import (
     Cancelled,
     Field,
     ProtocolError,
+    shown,
 )
 from agent.probe.facts import validate
 from orchestrator.errors import from_wire
@@ -116,7 +117,7 @@ def _report(value: Json, shape: type[_T], outcomes: tuple[str, ...], where: str)
     known = get_type_hints(shape)
     report = validate({key: one for key, one in value.items() if key in known}, shape, where)
     if value["outcome"] not in outcomes:
-        raise ProtocolError(detail=f"in {where}: no outcome is named {value['outcome']!r:.60}")
+        raise ProtocolError(detail=f"in {where}: no outcome is named {shown(value['outcome'])}")
     return report
 
 
