@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.criu.images import inherit_key
 from agent.criu.worker import CriuWorker
-from agent.errors import AgentError, ProtocolError
+from agent.errors import AgentError, ProtocolError, shown
 from agent.fault import Faults
 from agent.freeze import Tree
 from agent.host import MAX_SOCKETS, Host, from_rows
@@ -19,9 +19,10 @@ from agent.image.records import Record
 from agent.kernel import uapi
 from agent.phases import Phases
 from agent.plan import Plan
+from agent.tcp import opening
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
-from agent.tcp.restore import abandon, new_socket, release, restore
+from agent.tcp.restoring import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
 from agent.tcp.wake import Waking, endpoints, opens, wake
 
@@ -74,7 +75,7 @@ class DestinationHost(Host):
             raise ProtocolError(detail="a lock without the sockets' families")
         for family in families:
             if family not in _FAMILIES:
-                raise ProtocolError(detail=f"a socket of family {family!r:.20}")
+                raise ProtocolError(detail=f"a socket of family {shown(family, 20)}")
             self._spare[family].append(new_socket(family))
         self._start_worker()
 
@@ -102,7 +103,7 @@ class DestinationHost(Host):
     def restore_streams(self, streams: list[Stream]) -> None:
         """Restore each onto a socket that CRIU can inherit, in repair mode."""
         for stream in streams:
-            if stream.state != uapi.TCP_LISTEN:
+            if stream.has_peer:
                 one = connection(stream.local, stream.remote)
                 if one not in self._connections:
                     raise ProtocolError(detail=f"the stream {stream.name} was not announced")
@@ -144,17 +145,17 @@ class DestinationHost(Host):
         for mover in self._movers:
             mover.announce()
         for sock, stream in self._restored:
-            settle(sock, stream, self._replayer.replay)
+            settle(sock, stream, self._replayer.inject)
 
     def resume(self, stopped: set[int]) -> None:
         """Leave repair mode, stream by stream, then let the process go on. The commit point."""
         assert self._tree is not None
         for sock, stream in self._restored:
-            if stream.state == uapi.TCP_LISTEN:
+            if not stream.has_peer:
                 continue
             waking = Waking(sock, stream, time.monotonic())
             with contextlib.suppress(OSError):  # such a stream then reports no answer
-                release(sock, stream, self._replayer.replay)
+                release(sock, stream, self._replayer.inject)
             waking.begin()
             self._waking.append(waking)
         self._tree.stopped_before = stopped
@@ -170,12 +171,20 @@ class DestinationHost(Host):
         by_key = {waking.key: waking for waking in self._waking}
         # A segment that has no socket here would be answered with a reset.
         packets = [one for one in packets if endpoints(one) in by_key or opens(one)]
+        packets = [self._fitting(by_key.get(endpoints(one)), one) for one in packets]
         touched = {key: by_key[key] for key in map(endpoints, packets) if key in by_key}
         for waking in touched.values():
             waking.look()
         self.replayed += self._replayer.replay(packets)
         for waking in touched.values():
             waking.disregard()
+
+    @staticmethod
+    def _fitting(waking: Waking | None, packet: bytes) -> bytes:
+        if waking is not None and waking.stream.state == uapi.TCP_SYN_SENT:
+            with contextlib.suppress(OSError):  # it has come to an end meanwhile
+                return opening.fit(waking.sock, waking.stream, packet)
+        return packet
 
     async def wake(self) -> None:
         """Wait (bounded) until each peer has answered."""

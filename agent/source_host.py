@@ -22,7 +22,7 @@ from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
 from agent.plan import Plan
-from agent.tcp.dump import dump
+from agent.tcp.dumping import dump
 from agent.tcp.inventory import (
     check_closing,
     connection,
@@ -30,7 +30,7 @@ from agent.tcp.inventory import (
     drain_closing,
     take_inventory,
 )
-from agent.tcp.restore import leave_repair, release
+from agent.tcp.restoring import leave_repair, release
 from agent.tcp.steal import socket_descriptors, steal
 from agent.tcp.stream import Stream, format_address
 
@@ -138,7 +138,7 @@ class SourceHost(Host):
         for inode, sock in self._sockets.items():
             stream = dump(sock, inode)
             self._streams.append(stream)
-            if stream.state != uapi.TCP_LISTEN:
+            if stream.has_peer:
                 one = connection(stream.local, stream.remote)
                 if one not in self._connections:
                     fresh.append(one)
@@ -215,7 +215,7 @@ class SourceHost(Host):
             with contextlib.suppress(OSError):  # the peer may have gone meanwhile
                 if stream is None:
                     leave_repair(sock)
-                elif stream.state != uapi.TCP_LISTEN:
+                elif stream.has_peer:
                     release(sock, stream)
 
     async def _dump_ended(self) -> None:
@@ -246,7 +246,7 @@ class SourceHost(Host):
                 "unsent": stream.unsent,
             }
             for stream in self._streams
-            if stream.state != uapi.TCP_LISTEN
+            if stream.has_peer
         ]
 
     def bytes_sent(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.errors import ProtocolError
+from agent.errors import ProtocolError, shown
 from agent.kernel import uapi
 from agent.plan import (
     DEFAULT_IMAGES_DIR,
@@ -23,7 +23,7 @@ from agent.plan import (
 )
 from agent.probe import capabilities
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
-from agent.tcp.closing import FINS
+from agent.tcp.stream import MOVABLE
 from orchestrator.errors import UsageProblem
 from orchestrator.host_checks import check_hosts, host_refusals
 from orchestrator.placement import Placement, connection, endpoint, parse, service_addresses
@@ -168,7 +168,7 @@ class _Judge:
             try:
                 yield refusal(one["code"], **one["fields"])
             except (KeyError, IndexError, ValueError, TypeError):
-                detail = f"an obstacle {one['code']!r:.40} that is not known"
+                detail = f"an obstacle {shown(one['code'], 40)} that is not known"
                 raise ProtocolError(detail=detail) from None
 
     def _connections(self) -> Iterator[Refusal]:
@@ -177,7 +177,7 @@ class _Judge:
         there = {one["address"] for one in self.destination_host["addresses"]}
         for one in self.process["connections"]:
             name = connection(*one[1:5])
-            if one.state not in FINS:
+            if one.state not in MOVABLE:
                 state = uapi.STATE_NAMES.get(one.state, f"state {one.state}")
                 yield refusal("state-unsupported", connection=name, state=state)
             if (one.remote, one.remote_port, one.local, one.local_port) in ends:

@@ -74,29 +74,40 @@ def tcp(family: int) -> Iterator[InetSocket]:
         yield InetSocket(family, state, source[:size], socket.ntohs(port), inode, md5)
 
 
-class Orphan(NamedTuple):
-    """A connection that its process has closed and the kernel still has to deliver."""
+class Ends(NamedTuple):
+    """A connection by its two ends."""
 
     local: str
     local_port: int
     remote: str
     remote_port: int
+    inode: int  # 0 when no process has it
 
 
-def orphans(family: int) -> Iterator[Orphan]:
-    """Those whose FIN, or data before it, the peer has not acknowledged. Raises `OSError`."""
+def orphans(family: int) -> Iterator[Ends]:
+    """Connections that their process has closed, and whose FIN, or data before it, the peer has
+    not acknowledged. Raises `OSError`."""
     states = 1 << uapi.TCP_FIN_WAIT1 | 1 << uapi.TCP_CLOSING | 1 << uapi.TCP_LAST_ACK
+    return (one for one in _ends(family, states) if not one.inode)
+
+
+def connecting(family: int) -> Iterator[Ends]:
+    """Connections whose peer has not answered yet. Raises `OSError`."""
+    return _ends(family, 1 << uapi.TCP_SYN_SENT)
+
+
+def _ends(family: int, states: int) -> Iterator[Ends]:
     request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states, bytes(48))
     size = 4 if family == socket.AF_INET else 16
     for data, start, _ in _dump(request):
         _, _, port, peer_port, source, peer, _, _, inode = _INET_WHOLE.unpack_from(data, start)
-        if not inode:
-            yield Orphan(
-                socket.inet_ntop(family, source[:size]),
-                socket.ntohs(port),
-                socket.inet_ntop(family, peer[:size]),
-                socket.ntohs(peer_port),
-            )
+        yield Ends(
+            socket.inet_ntop(family, source[:size]),
+            socket.ntohs(port),
+            socket.inet_ntop(family, peer[:size]),
+            socket.ntohs(peer_port),
+            inode,
+        )
 
 
 def unix() -> dict[int, UnixSocket]:

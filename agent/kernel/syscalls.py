@@ -20,6 +20,9 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 _prctl = _libc.prctl
 _prctl.restype = ctypes.c_int
 _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_connect = _libc.connect
+_connect.restype = ctypes.c_int
+_connect.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -38,6 +41,13 @@ def pidfd_getfd(pidfd: int, target: int) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, f"pidfd_getfd: {os.strerror(errno)}")
     return int(fd)
+
+
+def connect_unspecified(fd: int) -> None:
+    """connect(2) to an address of AF_UNSPEC: the socket forgets its connection."""
+    if _connect(fd, bytes(16), 16) < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"connect: {os.strerror(errno)}")
 
 
 def ioctl_int(fd: int, request: int) -> int:

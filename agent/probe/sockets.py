@@ -21,6 +21,7 @@ from agent.kernel.syscalls import pidfd_getfd
 from agent.probe.descriptors import Descriptor
 from agent.probe.facts import BoundFacts, ConnectionFacts, ListenerFacts
 from agent.probe.obstacles import Obstacles
+from agent.tcp.opening import peer_name
 
 IPPROTO_SMC = 256  # include/uapi/linux/in.h
 IPPROTO_SCTP = 132
@@ -132,8 +133,8 @@ class Sockets:
             self.listeners.append(listener)
         else:
             remote, remote_port = "", 0
-            with contextlib.suppress(OSError):  # not connected yet, or no longer
-                _, remote, remote_port = _endpoint(sock.getpeername())
+            with contextlib.suppress(OSError):  # no longer connected
+                _, remote, remote_port = _endpoint(peer_name(sock))
             self.connections.append(
                 ConnectionFacts(family, address, port, remote, remote_port, state)
             )

@@ -17,8 +17,9 @@ from pathlib import Path
 from agent.errors import AgentError
 from agent.kernel import sockdiag, uapi
 from agent.netlock.render import Connection
+from agent.tcp import opening
 from agent.tcp.steal import accept_queue, socket_descriptors, state_of, steal
-from agent.tcp.stream import format_address
+from agent.tcp.stream import ALONE, format_address
 
 _MAPPED = "::ffff:"
 _POLL = 0.001
@@ -57,14 +58,14 @@ def take_inventory(pidfds: Mapping[int, int]) -> Inventory:
     for sock in stolen.values():
         with sock, contextlib.suppress(OSError):  # not connected any more
             inventory.families.append(sock.family)
-            if state_of(sock) != uapi.TCP_LISTEN:
+            if state_of(sock) not in ALONE:
                 inventory.connections.append(connection_of(sock))
     return inventory
 
 
 def connection_of(sock: socket.socket) -> Connection:
     """What a connected socket's packets carry. Raises `OSError` when it is not connected."""
-    return connection(sock.getsockname(), sock.getpeername())
+    return connection(sock.getsockname(), opening.peer_name(sock))
 
 
 def connection(local: tuple[str, int], remote: tuple[str, int]) -> Connection:
@@ -118,7 +119,7 @@ def check_closing(addresses: Collection[str]) -> None:
         raise StillClosing(count=len(found), connection=" - ".join(map(format_address, ends)))
 
 
-def still_closing(addresses: Collection[str]) -> list[sockdiag.Orphan]:
+def still_closing(addresses: Collection[str]) -> list[sockdiag.Ends]:
     """The connections on `addresses` without a process whose end was not acknowledged."""
     wanted = {*addresses, *(f"{_MAPPED}{one}" for one in addresses)}
     families = (socket.AF_INET, socket.AF_INET6)

@@ -123,7 +123,12 @@ def restore(sock: socket.socket, options: list[tuple[int, int, OptionValue]]) ->
     """Set what `dump` recorded, but for the late ones. Raises `OSError`."""
     for level, number, value in options:
         if (level, number) not in _LATE:
-            sock.setsockopt(level, number, value)
+            try:
+                sock.setsockopt(level, number, value)
+            except OSError:  # a socket that is still bound takes IPV6_V6ONLY no more
+                size = len(value) if isinstance(value, bytes) else 0
+                if sock.getsockopt(level, number, *([size] if size else [])) != value:
+                    raise
 
 
 def restore_late(sock: socket.socket, options: list[tuple[int, int, OptionValue]]) -> None:

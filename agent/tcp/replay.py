@@ -145,16 +145,23 @@ class Replayer:
             raise
 
     def replay(self, packets: list[bytes]) -> int:
+        """Inject what peers sent, in its order; returns how many packets went in whole.
+
+        RSTs are left out: what they said may be about a socket of the past.
+        """
+        return self.inject(packets, resets=False)
+
+    def inject(self, packets: list[bytes], *, resets: bool = True) -> int:
         """Inject packets in their order; returns how many of them went in whole.
 
-        Left out are RSTs, packets that are not for an address this host has now (nothing is ever
-        sent on), and what the host's own firewall refuses.
+        Left out are packets that are not for an address this host has now (nothing is ever sent
+        on), and what the host's own firewall refuses.
         """
         local: dict[bytes, str | None] = {}
         injected = 0
         for packet in packets:
             segment = parse(packet)
-            if segment is None or segment.flags & RST:
+            if segment is None or (segment.flags & RST and not resets):
                 continue
             if segment.destination not in local:
                 local[segment.destination] = self._local_name(segment.destination)

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from agent.kernel import uapi
-from agent.kernel.syscalls import ioctl_int, pidfd_getfd
-from agent.tcp.stream import StreamError, format_address
+from agent.kernel.syscalls import pidfd_getfd
+from agent.tcp.dumping import was_connected
 
 _PREFIX = "socket:["
 
@@ -31,11 +31,10 @@ def socket_descriptors(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
 def steal(
     pidfds: Mapping[int, int], descriptors: Mapping[int, tuple[int, int]]
 ) -> dict[int, socket.socket]:
-    """inode -> our copy of each TCP socket that is connected or listening.
+    """inode -> our copy of each TCP socket that is connected, listening, or was connected.
 
     The open file description is shared with the process: what is set here is set there, too.
-    Raises `StreamError` for one that both sides have closed while it holds unread bytes: as a
-    closed socket, CRIU would restore it without them.
+    Those that never were connected CRIU restores by itself.
     """
     stolen: dict[int, socket.socket] = {}
     try:
@@ -43,11 +42,10 @@ def steal(
             sock = _copy(pidfds[pid], fd, inode)
             if sock is None:
                 continue
-            if is_live_tcp(sock):
+            if is_tcp(sock) and (state_of(sock) != uapi.TCP_CLOSE or was_connected(sock)):
                 stolen[inode] = sock
-                continue
-            with sock:
-                _refuse_unread(sock)
+            else:
+                sock.close()
     except BaseException:
         for sock in stolen.values():
             sock.close()
@@ -65,18 +63,6 @@ def _copy(pidfd: int, fd: int, inode: int) -> socket.socket | None:
         os.close(copy)
         return None
     return socket.socket(fileno=copy)
-
-
-def _refuse_unread(sock: socket.socket) -> None:
-    if is_tcp(sock) and (unread := ioctl_int(sock.fileno(), uapi.SIOCINQ)):
-        name = format_address(sock.getsockname()[:2])
-        detail = f"both sides have closed it, and {unread} bytes are still to be read"
-        raise StreamError(stream=name, detail=detail)
-
-
-def is_live_tcp(sock: socket.socket) -> bool:
-    """Whether this is a TCP socket in any state but CLOSE (those CRIU restores by itself)."""
-    return is_tcp(sock) and state_of(sock) != uapi.TCP_CLOSE
 
 
 def is_tcp(sock: socket.socket) -> bool:

@@ -1,18 +1,30 @@
-"""One TCP stream as plain data, and its wire form. No I/O."""
+"""One TCP stream as plain data, and its wire form. No I/O.
+
+As bytes it is `MAGIC`, one byte of version, and the msgpack array of its fields in their order.
+Integrity and secrecy are for what carries it.
+"""
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.errors import AgentError, ProtocolError
+import msgpack
+
+from agent.errors import AgentError, ProtocolError, shown
 from agent.kernel import uapi
 from agent.tcp import options
-from agent.tcp.closing import FINS
+from agent.tcp.fins import FINS
 from agent.tcp.options import OptionValue
 
+ALONE = frozenset({uapi.TCP_LISTEN, uapi.TCP_CLOSE})  # states without another end
+MOVABLE = frozenset({*FINS, uapi.TCP_SYN_SENT, uapi.TCP_CLOSE})
 MAX_QUEUE = 1 << 30  # bytes; more than the kernel lets a socket hold
+MAGIC = b"TCPS"
+VERSION = 1
+_MAX_NAME = 64  # bytes of an address as text
 
 Address = tuple[str, int]
 
@@ -36,14 +48,15 @@ class Stream:
     family: int  # AF_INET or AF_INET6
     state: int  # TCP_ESTABLISHED or TCP_LISTEN ...
     local: Address
-    remote: Address
+    remote: Address  # ("", 0) of a listening or closed one
     scope: int = 0  # interface index of a link-local address
     send_seq: int = 0  # of the first byte of send_queue
     receive_seq: int = 0  # of the first byte of receive_queue
     send_queue: bytes = b""
     receive_queue: bytes = b""
     unsent: int = 0
-    mss: int = 0  # the peer's MSS option (mss_clamp)
+    # The peer's MSS option (mss_clamp); before it is known the program's TCP_MAXSEG, 0 for none
+    mss: int = 0
     negotiated: int = 0  # TCPI_OPT_* bits
     send_scale: int = 0  # shift counts, RFC 7323
     receive_scale: int = 0
@@ -55,11 +68,50 @@ class Stream:
     backlog: int = 0  # of a listening socket
     nonblocking: int = 0  # O_NONBLOCK, a property of the open file description
     window_clamp: int = 0
+    urgent: int = 0  # 1 + the offset of an unread urgent byte in receive_queue
+    read_shut: int = 0  # the program called shutdown(SHUT_RD)
+    error: int = 0  # the errno that a closed one still has to tell
     options: list[tuple[int, int, OptionValue]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return f"{format_address(self.local)}-{format_address(self.remote)}"
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether there is another end: not of a listening or closed one."""
+        return self.state not in ALONE
+
+    def to_bytes(self) -> bytes:
+        body: bytes = msgpack.packb(self.to_wire(), use_bin_type=True)
+        return b"%b%c%b" % (MAGIC, VERSION, body)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Stream:
+        """The stream of `to_bytes()`. Raises `ProtocolError` on anything else.
+
+        Sizes are limited before memory is taken.
+        """
+        start = len(MAGIC) + 1
+        if len(data) < start or bytes(data[: len(MAGIC)]) != MAGIC:
+            raise ProtocolError(detail=f"a stream that begins with {bytes(data[:8])!r}")
+        if data[len(MAGIC)] != VERSION:
+            raise ProtocolError(
+                detail=f"a stream of version {data[len(MAGIC)]}, where {VERSION} can be read"
+            )
+        try:
+            wire = msgpack.unpackb(
+                memoryview(data)[start:],
+                raw=False,
+                max_array_len=_MAX_OPTIONS,
+                max_bin_len=MAX_QUEUE,
+                max_str_len=_MAX_NAME,
+                max_map_len=0,
+                max_ext_len=0,
+            )
+        except (ValueError, msgpack.UnpackException) as error:
+            raise ProtocolError(detail=f"a stream that is not msgpack: {error}") from error
+        return cls.from_wire(wire)
 
     def to_wire(self) -> list[Any]:
         return [getattr(self, name) for name in _FIELDS]
@@ -74,7 +126,7 @@ class Stream:
             raise ProtocolError(detail="a stream with a wrong number of fields")
         for name, value in zip(_FIELDS, wire, strict=True):
             if not _valid(name, value):
-                raise ProtocolError(detail=f"a stream whose {name} is {value!r:.60}")
+                raise ProtocolError(detail=f"a stream whose {name} is {shown(value)}")
         stream = cls(*wire)
         stream.local = (wire[3][0], wire[3][1])
         stream.remote = (wire[4][0], wire[4][1])
@@ -87,7 +139,9 @@ _FIELDS = tuple(Stream.__dataclass_fields__)
 _ADDRESSES = {"local", "remote"}
 _QUEUES = {"send_queue", "receive_queue"}
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_STATES = {*FINS, uapi.TCP_LISTEN}
+_STATES = MOVABLE | ALONE
+_ERRORS = {0, errno.ECONNRESET}
+_MAX_OPTIONS = 128
 _INT = 1 << 31  # setsockopt(2) takes no more
 _LIMITS = {  # of an integer, exclusive
     "inode": 1 << 64,
@@ -106,6 +160,8 @@ _LIMITS = {  # of an integer, exclusive
     "backlog": _INT,
     "nonblocking": 2,
     "window_clamp": _INT,
+    "urgent": MAX_QUEUE + 1,
+    "read_shut": 2,
 }
 
 
@@ -116,6 +172,8 @@ def _valid(name: str, value: object) -> bool:
         return _is_int(value, 1 << 16) and value in _FAMILIES
     if name == "state":
         return _is_int(value, 1 << 8) and value in _STATES
+    if name == "error":
+        return _is_int(value, 1 << 8) and value in _ERRORS
     if name in _ADDRESSES:
         return (
             isinstance(value, list | tuple)
@@ -134,7 +192,7 @@ def _valid(name: str, value: object) -> bool:
     return (
         name == "options"
         and isinstance(value, list | tuple)
-        and len(value) < 128
+        and len(value) < _MAX_OPTIONS
         and all(map(_option, value))
     )
 
@@ -155,13 +213,18 @@ def _is_int(value: object, limit: int) -> bool:
 
 def _contradiction(stream: Stream) -> str | None:
     """What in a stream, whose fields are valid each, cannot be together."""
-    listens = stream.state == uapi.TCP_LISTEN
     if not _is_address(stream.family, stream.local[0]):
         return "local address is not of its family"
-    if stream.remote != ("", 0) if listens else not _is_address(stream.family, stream.remote[0]):
+    if stream.has_peer != _is_address(stream.family, stream.remote[0]) or (
+        not stream.has_peer and stream.remote != ("", 0)
+    ):
         return "remote address does not fit its family and state"
-    if listens != (not stream.window):
+    if stream.has_peer != bool(stream.window):
         return "window does not fit its state"
+    if not stream.has_peer and (stream.send_queue or stream.urgent):
+        return "queues do not fit its state"
+    if stream.urgent > len(stream.receive_queue):
+        return "urgent byte is not in its queue"
     if stream.unsent > len(stream.send_queue):
         return "unsent bytes are more than it has queued"
     return None

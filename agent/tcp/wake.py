@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.kernel import uapi
-from agent.tcp.restore import probe_again
+from agent.tcp.restoring import probe_again
 from agent.tcp.steal import state_of
 from agent.tcp.stream import Stream, format_address
 
@@ -25,6 +25,7 @@ _POLL_SLOW = 0.01
 _PROBES_AT = (0.05, 0.2, 0.6, 1.2)
 _GIVE_UP = 1.8
 NO_ANSWER = -1.0
+_NOT_ASLEEP = {uapi.TCP_FIN_WAIT2, uapi.TCP_SYN_SENT}
 
 
 @dataclass(slots=True)
@@ -41,12 +42,11 @@ class Waking:
     def begin(self) -> None:
         """The stream has been released. What was injected to close it again is no answer.
 
-        Only a connection that was established then has sent a probe; in FIN_WAIT2 the peer has
-        nothing to be woken for.
+        Only a connection that was established then has sent a probe; in FIN_WAIT2 and SYN_SENT
+        the peer has nothing to be woken for.
         """
-        if self.stream.state == uapi.TCP_FIN_WAIT2:
+        if self.stream.state in _NOT_ASLEEP:
             self.wake_ms, self.probes = 0.0, 0
-            self.sock.close()
         elif self.stream.state != uapi.TCP_ESTABLISHED:
             self.disregard()
 
@@ -99,10 +99,11 @@ class Waking:
 
 async def wake(streams: list[Waking]) -> None:
     """Fill in `wake_ms` and `probes` of each released stream; bounded in time and probes."""
-    if not streams:
-        return
+    for waking in streams:
+        if waking.awake:
+            waking.sock.close()
     start = time.monotonic()
-    asleep = streams
+    asleep = [waking for waking in streams if not waking.awake]
     probes = list(_PROBES_AT)
     while True:
         for waking in asleep:

@@ -13,9 +13,9 @@ import pytest
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
 from agent.tcp.closing import settle
-from agent.tcp.dump import dump
+from agent.tcp.dumping import dump
 from agent.tcp.replay import RST, Replayer
-from agent.tcp.restore import abandon, new_socket, release, restore
+from agent.tcp.restoring import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import Pair, connected, deaf, sniffing, state

@@ -14,10 +14,10 @@ import pytest
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
-from agent.tcp.dump import dump
+from agent.tcp.dumping import dump
 from agent.tcp.inventory import connection_of
 from agent.tcp.replay import RST
-from agent.tcp.restore import abandon, release, restore
+from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.agents import Agent
 from tests.support.netns import Host, network, wait_until

@@ -12,8 +12,8 @@ import pytest
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
 from agent.tcp import options
-from agent.tcp.dump import dump
-from agent.tcp.restore import abandon, release, restore
+from agent.tcp.dumping import dump
+from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import connected, echo_works, read_exactly

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.kernel import uapi
-from agent.tcp import dump as dump_module
-from agent.tcp.dump import dump
+from agent.tcp import dumping as dump_module
+from agent.tcp.dumping import dump
 from agent.tcp.inventory import connection_of
 from agent.tcp.replay import FIN, RST
-from agent.tcp.restore import abandon, leave_repair, new_socket, release, restore
+from agent.tcp.restoring import abandon, leave_repair, new_socket, release, restore
 from agent.tcp.stream import StreamError
 from tests.support.agents import Agent
 from tests.support.netns import Host, wait_until

@@ -14,6 +14,7 @@ import pytest
 from agent.kernel import uapi
 from agent.netlock.render import Connection
 from agent.tcp import inventory
+from agent.tcp.dumping import dump
 from agent.tcp.inventory import (
     AcceptQueueStuck,
     connection_of,
@@ -22,7 +23,6 @@ from agent.tcp.inventory import (
     take_inventory,
 )
 from agent.tcp.steal import accept_queue, socket_descriptors, steal
-from agent.tcp.stream import StreamError
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import begin_connect, connected, deaf, listen, readable, state
 
@@ -104,7 +104,7 @@ def test_a_number_that_is_used_again(pair: tuple[Host, Host], pidfds: dict[int, 
         assert steal(pidfds, {gone: (ME, 1 << 20)}) == {}
 
 
-def test_unread_bytes_of_a_closed_connection(
+def test_a_closed_connection_is_not_a_fresh_socket(
     pair: tuple[Host, Host], family: int, pidfds: dict[int, int]
 ) -> None:
     with connected(*pair, family) as held, connected(*pair, family) as other:
@@ -113,12 +113,11 @@ def test_unread_bytes_of_a_closed_connection(
         held.server.shutdown(socket.SHUT_WR)
         held.client.close()
         wait_until("both are closed", lambda: state(held.server) == uapi.TCP_CLOSE)
-        rows = {inode(sock): (ME, sock.fileno()) for sock in (other.server, held.server)}
-        with pytest.raises(StreamError, match="5 bytes are still to be read"):
-            steal(pidfds, rows)
-        assert held.server.recv(10) == b"12345"
-        stolen = steal(pidfds, rows)
-        assert list(stolen) == [inode(other.server)]
+        with socket.socket(held.server.family) as fresh:
+            sockets = (other.server, held.server, fresh)
+            stolen = steal(pidfds, {inode(sock): (ME, sock.fileno()) for sock in sockets})
+        assert list(stolen) == [inode(other.server), inode(held.server)]
+        assert dump(stolen[inode(held.server)]).receive_queue == b"12345"
         close(stolen)
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from agent.kernel import uapi
 from agent.tcp import wake as wake_module
-from agent.tcp.dump import dump
-from agent.tcp.restore import abandon, probe_again, release, restore
+from agent.tcp.dumping import dump
+from agent.tcp.restoring import abandon, probe_again, release, restore
 from agent.tcp.wake import NO_ANSWER, Waking, wake
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import Pair, connect, connected, deaf, echo_works, listen, readable, state

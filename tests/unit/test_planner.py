@@ -147,8 +147,8 @@ CASES: list[tuple[str, str, str, Spoil]] = [
     ("packet-socket", "descriptor 9 of process 5000", "anew", blocked("packet-socket")),
     ("socket", "SCTP", "close", blocked("socket", what="SCTP socket")),
     ("state-unsupported",
-     "connection 10.77.0.100:6379 - 10.77.0.14:40000 is in SYN_SENT and cannot move yet", "Wait",
-     connected("10.77.0.100", "10.77.0.14", state=uapi.TCP_SYN_SENT)),
+     "connection 10.77.0.100:6379 - 10.77.0.14:40000 is in SYN_RECV and cannot move yet", "Wait",
+     connected("10.77.0.100", "10.77.0.14", state=uapi.TCP_SYN_RECV)),
     ("loopback-peer", "127.0.0.1:6379 - 127.0.0.1:40000", "another host",
      connected("127.0.0.1", "127.0.0.1")),
     ("peer-local", "10.77.0.12:40000 is on dst", "third hosts", connected("10.77.0.100",
@@ -252,7 +252,7 @@ def test_most_fundamental_first_and_all_told() -> None:
 def test_many_of_one_kind_are_summed_up() -> None:
     case = Case()
     for number in range(SHOWN + 5):
-        connected("10.77.0.100", "10.77.0.14", remote_port=number + 1, state=2)(case)
+        connected("10.77.0.100", "10.77.0.14", remote_port=number + 1, state=3)(case)
     found = refused(case)
     assert len(found) == SHOWN
     assert "(and 5 more like this)" in found[-1].message

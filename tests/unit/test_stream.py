@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import socket
 from typing import Any
 
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from agent.errors import ProtocolError
 from agent.kernel import uapi
 from agent.tcp import options
-from agent.tcp.closing import FINS
-from agent.tcp.stream import MAX_QUEUE, Stream, format_address
+from agent.tcp.fins import FINS
+from agent.tcp.stream import ALONE, MAGIC, MAX_QUEUE, VERSION, Stream, format_address
 
 FIELDS = [field.name for field in dataclasses.fields(Stream)]
 # Of each integer: the largest value that passes
@@ -35,6 +36,7 @@ LARGEST = {
     "backlog": (1 << 31) - 1,
     "nonblocking": 1,
     "window_clamp": (1 << 31) - 1,
+    "read_shut": 1,
 }
 OTHERS = set(FIELDS) - LARGEST.keys()  # each has a test of its own
 
@@ -54,19 +56,22 @@ def rows(draw: st.DrawFn) -> tuple[int, int, options.OptionValue]:
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
     family = draw(st.sampled_from([socket.AF_INET, socket.AF_INET6]))
-    state = draw(st.sampled_from([*FINS, uapi.TCP_LISTEN]))
-    listens = state == uapi.TCP_LISTEN
+    state = draw(st.sampled_from([*FINS, uapi.TCP_SYN_SENT, *ALONE]))
+    alone = state in ALONE
     addresses = st.ip_addresses(v=4 if family == socket.AF_INET else 6).map(str)
-    send_queue = draw(st.binary(max_size=50))
+    send_queue = b"" if alone else draw(st.binary(max_size=50))
+    receive_queue = draw(st.binary(max_size=50))
     return Stream(
         family=int(family),
         state=state,
         local=(draw(addresses), draw(uint16)),
-        remote=("", 0) if listens else (draw(addresses), draw(uint16)),
+        remote=("", 0) if alone else (draw(addresses), draw(uint16)),
         send_queue=send_queue,
-        receive_queue=draw(st.binary(max_size=50)),
+        receive_queue=receive_queue,
         unsent=draw(st.integers(0, len(send_queue))),
-        window=() if listens else draw(st.tuples(*[uint32] * 5)),
+        window=() if alone else draw(st.tuples(*[uint32] * 5)),
+        urgent=0 if alone else draw(st.integers(0, len(receive_queue))),
+        error=draw(st.sampled_from([0, errno.ECONNRESET])),
         options=draw(st.lists(rows(), max_size=10)),
         **{name: draw(st.integers(0, largest)) for name, largest in LARGEST.items()},
     )
@@ -115,7 +120,7 @@ def test_round_trip(stream: Stream) -> None:
 def test_every_field_is_tested() -> None:
     assert OTHERS == {
         *("family", "state", "local", "remote", "send_queue", "receive_queue", "unsent"),
-        *("window", "options"),
+        *("window", "urgent", "error", "options"),
     }
 
 
@@ -158,10 +163,12 @@ def test_not_a_row_of_fields(wire: object) -> None:
     ("name", "values"),
     [
         ("family", [0, 1, socket.AF_UNIX, 17, -2, "2", 2.0]),
-        ("state", [0, uapi.TCP_SYN_SENT, uapi.TCP_TIME_WAIT, uapi.TCP_CLOSE, 12, 99, "1", 1.0]),
+        ("state", [0, uapi.TCP_SYN_RECV, uapi.TCP_TIME_WAIT, 12, 99, "1", 1.0]),
         ("send_queue", ["text", [1], None, bytearray(2)]),
         ("receive_queue", ["text", [1], None]),
         ("unsent", [-1, 7, MAX_QUEUE + 1, "2"]),
+        ("urgent", [-1, 1, MAX_QUEUE + 1, "2"]),
+        ("error", [-1, errno.EPIPE, 1 << 40, "104"]),
         ("window", [[1], [1] * 6, [1, 2, 3, 4, -5], [1, 2, 3, 4, 1 << 32], b"12345", 5]),
         ("options", [{}, 7, b"", [1], [[1, 2]], [[1, 2, 3, 4]]]),
     ],
@@ -200,14 +207,49 @@ def test_addresses_are_of_the_family() -> None:
     refused(wire, "remote address")
 
 
-def test_a_listener_is_connected_to_nothing() -> None:
-    wire = with_field("state", uapi.TCP_LISTEN)
+@pytest.mark.parametrize("state", sorted(ALONE))
+def test_a_listening_or_closed_one_has_no_peer(state: int) -> None:
+    wire = with_field("state", state)
     refused(wire, "remote address")
     wire[FIELDS.index("remote")] = ["", 0]
     refused(wire, "window")
     wire[FIELDS.index("window")] = []
-    assert Stream.from_wire(wire).state == uapi.TCP_LISTEN
+    refused(wire, "queues")
+    wire[FIELDS.index("send_queue")] = b""
+    refused(wire, "unsent")
+    wire[FIELDS.index("unsent")] = 0
+    assert Stream.from_wire(wire).state == state
     refused(with_field("window", []), "window")
+
+
+@given(streams())
+def test_bytes_round_trip(stream: Stream) -> None:
+    data = stream.to_bytes()
+    assert data.startswith(MAGIC)
+    received = Stream.from_bytes(data)
+    received.window = tuple(received.window)
+    received.options = [tuple(row) for row in received.options]
+    assert received == stream
+    for other in (bytearray(data), memoryview(data)):
+        assert Stream.from_bytes(other).name == stream.name
+
+
+def test_other_bytes() -> None:
+    data = example().to_bytes()
+    body = data[len(MAGIC) + 1 :]
+    for wrong, words in [
+        (b"", "begins with b''"),
+        (MAGIC, "begins with"),
+        (b"GET / HTTP/1.1", "begins with b'GET / HT'"),
+        (MAGIC + bytes([VERSION + 1]) + body, f"version {VERSION + 1}, where {VERSION}"),
+        (data[:-1], "not msgpack"),
+        (data + b"\0", "not msgpack"),
+        (MAGIC + bytes([VERSION]) + b"\xdd\xff\xff\xff\xff", "not msgpack"),
+        (MAGIC + bytes([VERSION]) + b"\x80", "number of fields"),
+    ]:
+        with pytest.raises(ProtocolError) as raised:
+            Stream.from_bytes(wrong)
+        assert words in raised.value.message
 
 
 @pytest.mark.parametrize(

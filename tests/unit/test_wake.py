@@ -85,6 +85,7 @@ def test_in_fin_wait2_there_is_nobody_to_wake() -> None:
     one = waking(LOCAL, REMOTE, uapi.TCP_FIN_WAIT2)
     one.begin()
     assert one.awake and (one.wake_ms, one.probes) == (0.0, 0)
+    asyncio.run(wake([one]))
     one.sock.close.assert_called_once()
 
 

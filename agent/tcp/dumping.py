@@ -7,15 +7,17 @@ net/ipv4/tcp.c (do_tcp_getsockopt, tcp_peek_sndq) since Linux 3.5, TCP_REPAIR_WI
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import socket
 import struct
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
-from agent.tcp import options
-from agent.tcp.closing import FINS, queued_fin, received_fin
-from agent.tcp.stream import Stream, StreamError
+from agent.tcp import opening, options, urgent
+from agent.tcp.fins import queued_fin, received_fin
+from agent.tcp.stream import MOVABLE, Stream, StreamError
 
 _TCP = socket.IPPROTO_TCP
 _SOL = socket.SOL_SOCKET
@@ -25,11 +27,12 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 # which for a listening socket are the accept queue's length and limit
 _INFO = struct.Struct("=B4xBB17xII")
 
-MOVABLE_STATES = frozenset(FINS)
+_EVENTS = select.POLLIN | select.POLLPRI | select.POLLRDHUP
+_URGENT_MAYBE = select.POLLIN | select.POLLPRI
 
 
 def dump(sock: socket.socket, inode: int = 0) -> Stream:
-    """Dump a connected or listening socket; a connected one is left in repair mode.
+    """Dump a TCP socket; one with a peer is left in repair mode.
 
     When it fails, the socket is as before. Raises `StreamError` where it cannot be moved as it is,
     `OSError` from the kernel.
@@ -59,17 +62,29 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
                 stream=stream.name, detail=f"{accepting} connections wait to be accepted"
             )
         stream.backlog = accept_limit
+        stream.mss = opening.wanted_mss(sock)
         return stream
-    if state not in MOVABLE_STATES:
+    if state not in MOVABLE:
         name = uapi.STATE_NAMES.get(state, str(state))
         raise StreamError(stream=stream.name, detail=f"it is in state {name}")
-    remote = sock.getpeername()
+    events = _poll(sock)
+    if state == uapi.TCP_CLOSE:
+        _dump_closed(sock, stream, events)
+        return stream
+    try:
+        remote = opening.peer_name(sock)
+    except OSError as error:
+        if state != uapi.TCP_SYN_SENT:
+            raise
+        detail = "it is not of this network namespace"
+        raise StreamError(stream=stream.name, detail=detail) from error
     stream.remote = (remote[0].partition("%")[0], remote[1])
     stream.negotiated = negotiated
     stream.send_scale = scales & 15
     stream.receive_scale = scales >> 4
+    stream.read_shut = int(bool(events & select.POLLRDHUP) and not received_fin(state))
     try:
-        _dump_repair(sock, stream)
+        _dump_repair(sock, stream, events)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says more
             sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
@@ -78,12 +93,36 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     return stream
 
 
-def _dump_repair(sock: socket.socket, stream: Stream) -> None:
+def was_connected(sock: socket.socket) -> bool:
+    """Whether a socket in CLOSE has had a connection: it then tells its end, and may hold data."""
+    return bool(_poll(sock) & select.POLLRDHUP)
+
+
+def _poll(sock: socket.socket) -> int:
+    poll = select.poll()
+    poll.register(sock, _EVENTS)
+    found = poll.poll(0)
+    return found[0][1] if found else 0
+
+
+def _dump_closed(sock: socket.socket, stream: Stream, events: int) -> None:
+    """Both sides have closed it, or it was reset; what is to be read can still be read."""
+    if not events & select.POLLRDHUP:
+        raise StreamError(stream=stream.name, detail="it has not been connected")
+    # Which error it is cannot be asked without taking it from the process.
+    stream.error = errno.ECONNRESET if events & select.POLLERR else 0
+    stream.receive_queue = _peek(sock, ioctl_int(sock.fileno(), uapi.SIOCINQ), stream, "receive")
+
+
+def _dump_repair(sock: socket.socket, stream: Stream, events: int) -> None:
     get, set_option, fd = sock.getsockopt, sock.setsockopt, sock.fileno()
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
-    stream.mss = get(_TCP, uapi.TCP_MAXSEG)  # in repair mode: mss_clamp, the peer's option
     stream.window_clamp = get(_TCP, uapi.TCP_WINDOW_CLAMP)
     stream.window = uapi.REPAIR_WINDOW.unpack(get(_TCP, uapi.TCP_REPAIR_WINDOW, 20))
+    if stream.state == uapi.TCP_SYN_SENT:
+        opening.dump(sock, stream)
+        return
+    stream.mss = get(_TCP, uapi.TCP_MAXSEG)  # in repair mode: mss_clamp, the peer's option
     if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
         stream.timestamp = get(_TCP, uapi.TCP_TIMESTAMP) & 0xFFFFFFFF
 
@@ -96,9 +135,14 @@ def _dump_repair(sock: socket.socket, stream: Stream) -> None:
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     length = ioctl_int(fd, uapi.SIOCINQ)  # without the peer's FIN, unlike the sequence number
-    behind = length + received_fin(stream.state)
-    stream.receive_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - behind) & 0xFFFFFFFF
-    stream.receive_queue = _peek(sock, length, stream, "receive")
+    end = get(_TCP, uapi.TCP_QUEUE_SEQ) - received_fin(stream.state)
+    if length or events & _URGENT_MAYBE:
+        before, length = urgent.extent(sock)
+        if before == length:
+            stream.receive_queue = _peek(sock, length, stream, "receive")
+        else:
+            urgent.dump(sock, stream, before, length, pending=bool(events & select.POLLPRI))
+    stream.receive_seq = (end - len(stream.receive_queue)) & 0xFFFFFFFF
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
 
 

@@ -8,20 +8,26 @@ retransmission timeout. Buffers are forced large for that moment, or the write w
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
 from agent.kernel import uapi
-from agent.tcp import options
-from agent.tcp.closing import Inject, acked_fin, close_again, received_fin
+from agent.tcp import opening, options
+from agent.tcp.closing import close_again
+from agent.tcp.fins import acked_fin
+from agent.tcp.queues import write
+from agent.tcp.segment import Inject
 from agent.tcp.stream import Stream, StreamError
+from agent.tcp.verify import verify
+from agent.tcp.window import window
 
 _TCP = socket.IPPROTO_TCP
 _SOL = socket.SOL_SOCKET
-_CHUNK = 64 << 10  # tcp_send_rcvq() fills one skb of at most this
 _MASK = 0xFFFFFFFF
 _HEADROOM = 1 << 20
 _MIN_MSS, _MAX_MSS = 88, 32767  # as TCP_MAXSEG takes it
+_FIRST_PORT, _LAST_PORT = 1, 1 << 16  # of a peer that is none
 _MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
 
 
@@ -36,8 +42,9 @@ def restore(
     """Restore `stream` onto `sock` (a fresh one by default), leaving it in repair mode.
 
     The connection must be locked (see `agent.netlock`). With `boundary` false the unsent part is
-    restored as if it had been sent: for measuring only. Raises `StreamError`; then `sock` is for
-    the caller to `abandon`.
+    restored as if it had been sent: for measuring only. Raises `StreamError`, also where the
+    kernel's view of the socket differs from `stream` in the end; then `sock` is for the caller to
+    `abandon`.
     """
     made = None
     try:
@@ -45,6 +52,10 @@ def restore(
             sock = made = new_socket(stream.family)
         if stream.state == uapi.TCP_LISTEN:
             _restore_listener(stream, sock)
+        elif stream.state == uapi.TCP_SYN_SENT:
+            _restore_opening(stream, sock)
+        elif stream.state == uapi.TCP_CLOSE:
+            _restore_closed(stream, sock)
         else:
             _restore_connection(stream, sock, boundary)
     except OSError as error:
@@ -74,11 +85,45 @@ def _prepare_bind(stream: Stream, sock: socket.socket) -> None:
 def _restore_listener(stream: Stream, sock: socket.socket) -> None:
     _prepare_bind(stream, sock)
     _restore_buffers(stream, sock)
-    sock.bind(_socket_address(stream, *stream.local))
+    if stream.mss:
+        sock.setsockopt(_TCP, uapi.TCP_MAXSEG, stream.mss)
+    opening.bind(sock, _socket_address(stream, *stream.local))
     sock.listen(stream.backlog)
     os.set_blocking(sock.fileno(), not stream.nonblocking)
     sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 0)  # as leaving repair mode does for a connection
     options.restore_late(sock, stream.options)
+
+
+def _restore_opening(stream: Stream, sock: socket.socket) -> None:
+    _prepare_bind(stream, sock)
+    sock.setsockopt(_SOL, uapi.SO_RCVBUFFORCE, _MAX_FORCE)
+    local, remote = (_socket_address(stream, *end) for end in (stream.local, stream.remote))
+    opening.restore(sock, stream, local, remote)
+    _restore_buffers(stream, sock)
+    os.set_blocking(sock.fileno(), not stream.nonblocking)
+
+
+def _restore_closed(stream: Stream, sock: socket.socket) -> None:
+    """Connected to the loopback address for as long as it takes, until `settle` ends it."""
+    _prepare_bind(stream, sock)
+    room = 4 * len(stream.receive_queue) + _HEADROOM
+    sock.setsockopt(_SOL, uapi.SO_RCVBUFFORCE, min(room, _MAX_FORCE))
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
+    sock.setsockopt(_TCP, uapi.TCP_QUEUE_SEQ, _signed(stream.receive_seq))
+    opening.bind(sock, _socket_address(stream, *stream.local))
+    host = opening.loopback(stream)
+    for port in range(_FIRST_PORT, _LAST_PORT):
+        try:
+            sock.connect((host, port))
+            break
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or port == _LAST_PORT - 1:
+                raise
+    if stream.receive_queue:
+        write(sock, stream.receive_queue)
+    _restore_buffers(stream, sock)
+    os.set_blocking(sock.fileno(), not stream.nonblocking)
 
 
 def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> None:
@@ -89,6 +134,9 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         sent, unsent = sent[: -stream.unsent], sent[-stream.unsent :]
 
     _prepare_bind(stream, sock)
+    received = stream.receive_queue
+    if stream.urgent:
+        received = received[: stream.urgent - 1]  # what is behind it has to follow it
     room = 4 * max(len(stream.send_queue), len(stream.receive_queue)) + _HEADROOM
     set_option(_SOL, uapi.SO_SNDBUFFORCE, min(max(room, stream.send_buffer // 2), _MAX_FORCE))
     set_option(_SOL, uapi.SO_RCVBUFFORCE, min(max(room, stream.receive_buffer // 2), _MAX_FORCE))
@@ -100,7 +148,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     ):
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, queue)
         set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(seq))
-    sock.bind(_socket_address(stream, *stream.local))
+    opening.bind(sock, _socket_address(stream, *stream.local))
     # The size of our segments is found in connect() and nowhere later; without a hint from the
     # peer's MSS option it is the least that every host takes (tcp_connect_init()).
     set_option(_TCP, uapi.TCP_MAXSEG, min(max(stream.mss, _MIN_MSS), _MAX_MSS))
@@ -110,44 +158,29 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
         set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.timestamp))
 
-    if stream.receive_queue:  # the queue selected last
-        _write(sock, stream.receive_queue)
-    window = uapi.REPAIR_WINDOW.pack(*_window(stream))
-    set_option(_TCP, uapi.TCP_REPAIR_WINDOW, window)
+    if received:  # the queue selected last
+        write(sock, received)
+    windows = uapi.REPAIR_WINDOW.pack(*window(stream, len(received)))
+    set_option(_TCP, uapi.TCP_REPAIR_WINDOW, windows)
     if sent:
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
-        _write(sock, sent)
+        write(sock, sent)
     if unsent:
         low_water = sock.getsockopt(_TCP, uapi.TCP_NOTSENT_LOWAT)
         set_option(_TCP, uapi.TCP_NOTSENT_LOWAT, -1)  # no bound: it holds back writes, too
         set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
-        _write(sock, unsent)
+        write(sock, unsent)
         set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
         set_option(_TCP, uapi.TCP_NOTSENT_LOWAT, low_water)
         # What the lock swallowed has moved the window we believe we advertised.
-        set_option(_TCP, uapi.TCP_REPAIR_WINDOW, window)
+        set_option(_TCP, uapi.TCP_REPAIR_WINDOW, windows)
     # Raising the clamp also raises rcv_ssthresh to the restored window (tcp_set_window_clamp).
     set_option(_TCP, uapi.TCP_WINDOW_CLAMP, stream.window_clamp)
     _restore_buffers(stream, sock)
+    if stream.read_shut:
+        sock.shutdown(socket.SHUT_RD)
     os.set_blocking(sock.fileno(), not stream.nonblocking)
-
-
-def _window(stream: Stream) -> tuple[int, ...]:
-    """The window; what was acknowledged (rcv_wup) is not beyond what is received by now.
-
-    The peer's FIN is yet to come again, and tcp_repair_set_window() is strict.
-    """
-    *fields, acknowledged = stream.window
-    end = (stream.receive_seq + len(stream.receive_queue)) & _MASK
-    if received_fin(stream.state) and acknowledged == (end + 1) & _MASK:
-        acknowledged = end
-    return *fields, acknowledged
-
-
-def _write(sock: socket.socket, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[sock.send(view[:_CHUNK], socket.MSG_DONTWAIT) :]
+    verify(sock, stream, windows, len(received), len(unsent))
 
 
 def _repair_options(stream: Stream) -> bytes:

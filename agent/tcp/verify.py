@@ -1,0 +1,61 @@
+"""See with the kernel's own words that a restored socket is what its image says."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from agent.kernel import uapi
+from agent.kernel.syscalls import ioctl_int
+from agent.tcp.fins import acked_fin
+from agent.tcp.stream import Stream, StreamError
+
+_TCP = socket.IPPROTO_TCP
+_MASK = 0xFFFFFFFF
+_INFO = struct.Struct("=B4xBB")  # tcpi_state, tcpi_options, the byte of both window scales
+_KEPT = uapi.TCPI_OPT_TIMESTAMPS | uapi.TCPI_OPT_SACK | uapi.TCPI_OPT_WSCALE
+_CLOCK = 600_000_000  # a restore takes less: ten minutes in the finer unit, microseconds
+
+
+def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, unsent: int) -> None:
+    """Check a connection in repair mode: state, sequence numbers, queues, options, windows, clock.
+
+    `received` bytes are in its receive queue, the last `unsent` of its send queue were not sent.
+    Raises `StreamError` with the first difference.
+    """
+    get, set_option, fd = sock.getsockopt, sock.setsockopt, sock.fileno()
+    state, negotiated, scales = _INFO.unpack_from(get(_TCP, uapi.TCP_INFO, _INFO.size))
+    wanted = stream.send_scale | stream.receive_scale << 4
+    if not stream.negotiated & uapi.TCPI_OPT_WSCALE:
+        wanted = 0
+    if (state, negotiated & _KEPT, scales) != (
+        uapi.TCP_ESTABLISHED, stream.negotiated & _KEPT, wanted
+    ):  # fmt: skip
+        raise _differs(stream, "options", (state, negotiated, scales), (stream.negotiated, wanted))
+    queued = len(stream.send_queue)
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
+    sent = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, ioctl_int(fd, uapi.SIOCOUTQ),
+            ioctl_int(fd, uapi.SIOCOUTQNSD))  # fmt: skip
+    end = (stream.send_seq - acked_fin(stream.state) + queued) & _MASK
+    if sent != (end, queued, unsent):
+        raise _differs(stream, "send queue", sent, (end, queued, unsent))
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
+    end = (stream.receive_seq + received) & _MASK
+    found = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, ioctl_int(fd, uapi.SIOCINQ))
+    if found != (end, received):
+        raise _differs(stream, "receive queue", found, (end, received))
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
+    if (window := get(_TCP, uapi.TCP_REPAIR_WINDOW, len(windows))) != windows:
+        unpack = uapi.REPAIR_WINDOW.unpack
+        raise _differs(stream, "window", unpack(window), unpack(windows))
+    if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
+        clock = get(_TCP, uapi.TCP_TIMESTAMP) & _MASK
+        if (clock - stream.timestamp) & _MASK > _CLOCK:
+            raise _differs(stream, "clock", (clock,), (stream.timestamp,))
+
+
+def _differs(
+    stream: Stream, what: str, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> StreamError:
+    detail = f"its {what} as restored differs from the image: {found}, not {wanted}"
+    return StreamError(stream=stream.name, detail=detail)
