@@ -172,6 +172,8 @@ class DestinationMigration:
             self._link.send({"kind": "locked"})
         elif kind == "connections":
             host.add_connections(record)
+        elif kind == "time_waits":
+            host.add_time_waits(record)
         elif kind == "undo":
             raise from_wire(record.get("error"))
         elif kind == "handover":
@@ -214,6 +216,7 @@ class DestinationMigration:
             with contextlib.suppress(AgentError):
                 await self._faults.at("replay")
             host.replay(_packets(self._handover))
+            host.finish_time_waits()
         waking = asyncio.create_task(host.wake())
         listening = asyncio.create_task(self._late_packets())
         await waking

@@ -17,13 +17,16 @@ from agent.freeze import Tree
 from agent.host import MAX_SOCKETS, Host, from_rows
 from agent.image.records import Record
 from agent.kernel import uapi
+from agent.netlock import apply, render
+from agent.netlock.render import Connection
 from agent.phases import Phases
 from agent.plan import Plan
-from agent.tcp import opening
+from agent.tcp import opening, time_wait
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
 from agent.tcp.restoring import abandon, new_socket, release, restore
-from agent.tcp.stream import Stream
+from agent.tcp.stream import Stream, StreamError
+from agent.tcp.time_wait import TimeWait
 from agent.tcp.wake import Waking, endpoints, opens, wake
 
 _RESTORE_PATIENCE = 60.0  # seconds a restore may still take when it is to be undone
@@ -46,6 +49,8 @@ class DestinationHost(Host):
         self._inheritable: set[int] = set()
         self._restored: list[tuple[socket.socket, Stream]] = []
         self._waking: list[Waking] = []
+        self._time_waits: list[tuple[socket.socket, TimeWait]] = []
+        self._locked_time_waits = False
         self._worker: CriuWorker | None = None
         self._tree: Tree | None = None
         self._restoring: asyncio.Task[int] | None = None
@@ -99,6 +104,33 @@ class DestinationHost(Host):
         fresh = [one for one in from_rows(record) if one not in self._connections]
         if fresh:
             self._lock_also(fresh)
+
+    def add_time_waits(self, record: Record) -> None:
+        """Lock them, and ready their sockets before a listener takes their port."""
+        wanted = [
+            one for one in time_wait.from_rows(record.get("rows")) if one.local in self._addresses
+        ]
+        ends = [Connection(*one[:5]) for one in wanted]
+        self._locked_time_waits = True
+        apply.run(render.time_waits(self._plan.id, ends))
+        for one in wanted:
+            with contextlib.suppress(StreamError):  # its end may be in use here: let it go
+                self._time_waits.append((time_wait.prepare(one), one))
+
+    def finish_time_waits(self) -> None:
+        """From now on the kernel answers late FINs of what was in TIME_WAIT at the source."""
+        for sock, one in self._time_waits:
+            with contextlib.suppress(OSError):
+                time_wait.finish(sock, one, self._replayer.inject)
+        self._drop_time_waits()
+
+    def _drop_time_waits(self) -> None:
+        for sock, _ in self._time_waits:
+            abandon(sock)
+        self._time_waits.clear()
+        if self._locked_time_waits:
+            apply.run(render.unlock_time_waits(self._plan.id))
+            self._locked_time_waits = False
 
     def restore_streams(self, streams: list[Stream]) -> None:
         """Restore each onto a socket that CRIU can inherit, in repair mode."""
@@ -200,6 +232,7 @@ class DestinationHost(Host):
         """
         async with contextlib.AsyncExitStack() as steps:  # runs them from the last to the first
             steps.callback(self.unlock)
+            steps.callback(self._drop_time_waits)
             steps.callback(self._drop_addresses)
             steps.push_async_callback(self._kill)
             steps.callback(self._abandon)

@@ -123,6 +123,8 @@ class SourceMigration:
             await self._faults.at("lock")
             send({"kind": "lock", **host.inventory()})
             await talk.expect("locked")
+            if time_waits := host.time_waits():
+                send({"kind": "time_waits", "rows": time_waits})
             await host.hold_new_connections()
             send({"kind": "connections", **host.inventory()})
             host.lock()

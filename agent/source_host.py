@@ -17,11 +17,13 @@ from agent.host import Host, to_rows
 from agent.image.shipper import Shipper
 from agent.image.streams import stream_records
 from agent.kernel import uapi
+from agent.kernel.nflog import PacketLog
 from agent.link import Link
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
 from agent.plan import Plan
+from agent.tcp import time_wait
 from agent.tcp.dumping import dump
 from agent.tcp.inventory import (
     check_closing,
@@ -80,6 +82,22 @@ class SourceHost(Host):
             "connections": to_rows(inventory.connections),
             "families": inventory.families,
         }
+
+    def time_waits(self) -> list[list[Any]]:
+        """What is in TIME_WAIT on the addresses, as rows; none where it cannot be asked."""
+        found = time_wait.connections(self._addresses)
+        if not found:
+            return []
+        try:
+            with contextlib.closing(PacketLog(time_wait.LOG_GROUP)) as log:
+                group = time_wait.LOG_GROUP
+                apply.run(render.time_waits(self._plan.id, found, log_group=group))
+                rows = time_wait.ask(found, log, self._replayer.inject)
+        except OSError:  # no nfnetlink_log, or its group is taken
+            return []
+        finally:
+            apply.run(render.unlock_time_waits(self._plan.id))
+        return [list(one) for one in rows]
 
     async def hold_new_connections(self) -> None:
         """Drop new SYNs (their peers try again, or are replayed) and let accept() catch up."""

@@ -96,6 +96,11 @@ def connecting(family: int) -> Iterator[Ends]:
     return _ends(family, 1 << uapi.TCP_SYN_SENT)
 
 
+def time_waits(family: int) -> Iterator[Ends]:
+    """Connections in TIME_WAIT. Raises `OSError`."""
+    return _ends(family, 1 << uapi.TCP_TIME_WAIT)
+
+
 def _ends(family: int, states: int) -> Iterator[Ends]:
     request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states, bytes(48))
     size = 4 if family == socket.AF_INET else 16

@@ -21,6 +21,7 @@ from typing import Final, Literal
 LOCK_PASS_MARK: Final = 0x5F17
 
 TABLE_PREFIX: Final = "streamferry_"
+TIME_WAITS: Final = "_time_wait"
 
 Stage = Literal["hold_syn", "full"]
 
@@ -97,15 +98,7 @@ def lock(
             lines.append(f"elements = {{ {_joined(elements[name])} }}")
         lines.append("}")
     rules = _hold_syn_rules() if stage == "hold_syn" else _full_rules()
-    for hook, statements in rules.items():
-        lines += [
-            f"chain {hook} {{",
-            f"type filter hook {hook} priority {_PRIORITY}; policy accept;",
-            f"meta mark {LOCK_PASS_MARK:#x} accept",
-            *statements,
-            "}",
-        ]
-    lines.append("}")
+    lines += [*_chains(rules), "}"]
     return "\n".join(lines) + "\n"
 
 
@@ -119,6 +112,36 @@ def add_connections(migration_id: str, connections: Collection[Connection]) -> s
     )
 
 
+def time_waits(
+    migration_id: str, connections: Collection[Connection], *, log_group: int | None = None
+) -> str:
+    """The script that makes the table of what is in TIME_WAIT: nothing comes to it, nothing goes.
+
+    With a log group (nfnetlink_log) what it would send is found there. Raises `ValueError`.
+    """
+    table = table_name(migration_id) + TIME_WAITS
+    lines = [*_removal(table), f"table inet {table} {{"]
+    for name, elements in _connection_elements(connections).items():
+        lines.append(f"set {name} {{ type {_SET_TYPES[name]}")
+        if elements:
+            lines.append(f"elements = {{ {_joined(elements)} }}")
+        lines.append("}")
+    log = "" if log_group is None else f"log group {log_group} snaplen 128 "
+    inward, outward = [], []
+    for family, ip in _IP.items():
+        inward.append(f"{ip} daddr . tcp dport . {ip} saddr . tcp sport @connections{family} drop")
+        outward.append(
+            f"{ip} saddr . tcp sport . {ip} daddr . tcp dport @connections{family} {log}drop"
+        )
+    lines += [*_chains({"prerouting": inward, "output": outward}), "}"]
+    return "\n".join(lines) + "\n"
+
+
+def unlock_time_waits(migration_id: str) -> str:
+    """The script that removes the table of `time_waits`; none is no error."""
+    return "\n".join(_removal(table_name(migration_id) + TIME_WAITS)) + "\n"
+
+
 def unlock(migration_id: str) -> str:
     """The script that removes a migration's table; none is no error."""
     return "\n".join(_removal(table_name(migration_id))) + "\n"
@@ -130,6 +153,19 @@ def unlock(migration_id: str) -> str:
 def _removal(table: str) -> list[str]:
     # "delete" of a table that is not there fails; after "add" it always is there.
     return [f"add table inet {table}", f"delete table inet {table}"]
+
+
+def _chains(rules: dict[str, list[str]]) -> list[str]:
+    lines = []
+    for hook, statements in rules.items():
+        lines += [
+            f"chain {hook} {{",
+            f"type filter hook {hook} priority {_PRIORITY}; policy accept;",
+            f"meta mark {LOCK_PASS_MARK:#x} accept",
+            *statements,
+            "}",
+        ]
+    return lines
 
 
 def _hold_syn_rules() -> dict[str, list[str]]:

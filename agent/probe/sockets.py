@@ -21,6 +21,7 @@ from agent.kernel.syscalls import pidfd_getfd
 from agent.probe.descriptors import Descriptor
 from agent.probe.facts import BoundFacts, ConnectionFacts, ListenerFacts
 from agent.probe.obstacles import Obstacles
+from agent.tcp.dumping import was_connected
 from agent.tcp.opening import peer_name
 
 IPPROTO_SMC = 256  # include/uapi/linux/in.h
@@ -115,7 +116,8 @@ class Sockets:
         info = sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 32)
         state, waiting, backlog = _INFO.unpack(info)
         if state == uapi.TCP_CLOSE:
-            self._bound("tcp", at, sock)
+            if not was_connected(sock):  # else it moves like one that is
+                self._bound("tcp", at, sock)
             return
         self.tcp[inode] = at
         family, address, port = _endpoint(sock.getsockname())

@@ -117,7 +117,7 @@ def fit(sock: socket.socket, stream: Stream, packet: bytes) -> bytes:
     if (at := option_offset(segment.tcp, uapi.TCPOPT_TIMESTAMP)) is None:
         return packet
     tcp[at + 6 : at + 10] = bytes(4)
-    signed = stream.timestamp - (1 << 32) if stream.timestamp >> 31 else stream.timestamp
+    signed = stream.clock - (1 << 32) if stream.clock >> 31 else stream.clock
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     sock.setsockopt(_TCP, uapi.TCP_TIMESTAMP, signed)
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)

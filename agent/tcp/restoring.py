@@ -9,7 +9,6 @@ retransmission timeout. Buffers are forced large for that moment, or the write w
 from __future__ import annotations
 
 import errno
-import os
 import socket
 
 from agent.kernel import uapi
@@ -89,7 +88,7 @@ def _restore_listener(stream: Stream, sock: socket.socket) -> None:
         sock.setsockopt(_TCP, uapi.TCP_MAXSEG, stream.mss)
     opening.bind(sock, _socket_address(stream, *stream.local))
     sock.listen(stream.backlog)
-    os.set_blocking(sock.fileno(), not stream.nonblocking)
+    sock.setblocking(not stream.nonblocking)
     sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 0)  # as leaving repair mode does for a connection
     options.restore_late(sock, stream.options)
 
@@ -100,7 +99,7 @@ def _restore_opening(stream: Stream, sock: socket.socket) -> None:
     local, remote = (_socket_address(stream, *end) for end in (stream.local, stream.remote))
     opening.restore(sock, stream, local, remote)
     _restore_buffers(stream, sock)
-    os.set_blocking(sock.fileno(), not stream.nonblocking)
+    sock.setblocking(not stream.nonblocking)
 
 
 def _restore_closed(stream: Stream, sock: socket.socket) -> None:
@@ -123,7 +122,7 @@ def _restore_closed(stream: Stream, sock: socket.socket) -> None:
     if stream.receive_queue:
         write(sock, stream.receive_queue)
     _restore_buffers(stream, sock)
-    os.set_blocking(sock.fileno(), not stream.nonblocking)
+    sock.setblocking(not stream.nonblocking)
 
 
 def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> None:
@@ -156,7 +155,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     set_option(_TCP, uapi.TCP_MAXSEG, 0)
     set_option(_TCP, uapi.TCP_REPAIR_OPTIONS, _repair_options(stream))
     if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
-        set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.timestamp))
+        set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.clock))
 
     if received:  # the queue selected last
         write(sock, received)
@@ -179,7 +178,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     _restore_buffers(stream, sock)
     if stream.read_shut:
         sock.shutdown(socket.SHUT_RD)
-    os.set_blocking(sock.fileno(), not stream.nonblocking)
+    sock.setblocking(not stream.nonblocking)
     verify(sock, stream, windows, len(received), len(unsent))
 
 

@@ -20,8 +20,18 @@ _HEADER = struct.Struct("!HHIIBBHHH")
 _MASK = 0xFFFFFFFF
 
 
-def segment(stream: Stream, flags: int, data: bytes = b"", *, at: int | None = None) -> bytes:
+def segment(
+    stream: Stream,
+    flags: int,
+    data: bytes = b"",
+    *,
+    at: int | None = None,
+    acknowledged: int | None = None,
+    options: bytes = b"",
+) -> bytes:
     """An IP packet as the peer would send it now: the window it had, no checksum.
+
+    It acknowledges what the peer has acknowledged, or as much as is given.
 
     Its data is at offset `at` of the receive queue, by default behind it; with `URG` the urgent
     pointer says that the last of it is urgent. Without the timestamp option it is taken all the
@@ -37,13 +47,14 @@ def segment(stream: Stream, flags: int, data: bytes = b"", *, at: int | None = N
         remote_port,
         stream.local[1],
         (stream.receive_seq + offset) & _MASK,
-        stream.send_seq,
-        _HEADER.size // 4 << 4,
+        stream.send_seq if acknowledged is None else acknowledged,
+        (_HEADER.size + len(options)) // 4 << 4,
         flags,
         window,
         0,
         len(data) if flags & URG else 0,
     )
+    tcp += options
     length = len(tcp) + len(data)
     if local.version == 4:
         header = _IPV4.pack(
