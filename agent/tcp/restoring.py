@@ -27,6 +27,7 @@ _MASK = 0xFFFFFFFF
 _HEADROOM = 1 << 20
 _MIN_MSS, _MAX_MSS = 88, 32767  # as TCP_MAXSEG takes it
 _FIRST_PORT, _LAST_PORT = 1, 1 << 16  # of a peer that is none
+_MAX_UNSCALED = 0xFFFF  # bytes of a window without RFC 7323
 _MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
 
 
@@ -151,6 +152,9 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     # The size of our segments is found in connect() and nowhere later; without a hint from the
     # peer's MSS option it is the least that every host takes (tcp_connect_init()).
     set_option(_TCP, uapi.TCP_MAXSEG, min(max(stream.mss, _MIN_MSS), _MAX_MSS))
+    if not stream.negotiated & uapi.TCPI_OPT_WSCALE:
+        # Else connect() chooses a scale for our windows, which the peer knows nothing of.
+        set_option(_TCP, uapi.TCP_WINDOW_CLAMP, _MAX_UNSCALED)
     sock.connect(_socket_address(stream, *stream.remote))
     set_option(_TCP, uapi.TCP_MAXSEG, 0)
     set_option(_TCP, uapi.TCP_REPAIR_OPTIONS, _repair_options(stream))

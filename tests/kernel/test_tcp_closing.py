@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
-from agent.tcp.closing import settle
-from agent.tcp.dumping import dump
-from agent.tcp.replay import RST, Replayer
-from agent.tcp.restoring import abandon, new_socket, release, restore
-from agent.tcp.stream import Stream
+from agent.tcp import Stream, abandon, disconnect, dump, release, restore
+from agent.tcp.replay import RST
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import Pair, connected, deaf, sniffing, state
 
@@ -65,14 +61,17 @@ def queued(sock: socket.socket) -> int:
     return ioctl_int(sock.fileno(), uapi.SIOCINQ)
 
 
-def moved(host: Host, case: Case, replayer: Replayer) -> tuple[Stream, socket.socket]:
-    """Dump the server's end, forget it, restore it; the image and the new socket."""
-    stream = Stream.from_wire(dump(case.pair.server).to_wire())
-    abandon(case.pair.server)
-    sock = host.run(new_socket, stream.family)
-    restore(stream, sock)
-    settle(sock, stream, replayer.replay)
-    release(sock, stream, replayer.replay)
+def moved(host: Host, case: Case, place: str) -> tuple[Stream, socket.socket]:
+    """Dump the server's end and restore it; the image and the socket."""
+    old = case.pair.server
+    stream = Stream.from_bytes(dump(old).to_bytes())
+    if place == "in place":
+        disconnect(old)
+        sock = host.run(restore, stream, old)
+    else:
+        abandon(old)
+        sock = host.run(restore, stream)
+    host.run(release, sock)
     case.pair.server = sock
     sock.settimeout(10)
     return stream, sock
@@ -85,17 +84,16 @@ def read_to_end(sock: socket.socket) -> bytes:
     return bytes(data)
 
 
-@pytest.fixture
-def replayer(pair: tuple[Host, Host]) -> Iterator[Replayer]:
-    replayer = pair[0].run(Replayer)
-    yield replayer
-    replayer.close()
+@pytest.fixture(params=["elsewhere", "in place"])
+def place(request: pytest.FixtureRequest) -> str:
+    """Onto a new socket, or onto the same one that has forgotten its connection."""
+    return str(request.param)
 
 
 @pytest.mark.parametrize("amount", [0, 5000])
 @pytest.mark.parametrize("name", STATES)
 def test_state_bytes_and_end(
-    pair: tuple[Host, Host], family: int, replayer: Replayer, name: str, amount: int
+    pair: tuple[Host, Host], family: int, place: str, name: str, amount: int
 ) -> None:
     server, client = pair
     wanted = STATES[name]
@@ -103,7 +101,7 @@ def test_state_bytes_and_end(
         case = Case(held, os.urandom(amount), os.urandom(amount))
         with contextlib.ExitStack() as silence:
             bring(case, wanted, client, silence)
-            stream, sock = moved(server, case, replayer)
+            stream, sock = moved(server, case, place)
             assert state(sock) == wanted
             assert stream.receive_queue == case.to_server
         if wanted == uapi.TCP_FIN_WAIT2:
@@ -128,7 +126,7 @@ def test_state_bytes_and_end(
         assert seen and not [one for one in seen if one.flags & RST]
 
 
-def test_fin_behind_unsent_data(pair: tuple[Host, Host], family: int, replayer: Replayer) -> None:
+def test_fin_behind_unsent_data(pair: tuple[Host, Host], family: int, place: str) -> None:
     """The peer's window is shut: data and FIN are queued, none of it sent."""
     server, client = pair
     with connected(server, client, family) as held:
@@ -139,7 +137,23 @@ def test_fin_behind_unsent_data(pair: tuple[Host, Host], family: int, replayer: 
                 piece = os.urandom(1 << 16)
                 data += piece[: held.server.send(piece)]
         held.server.shutdown(socket.SHUT_WR)
-        stream, sock = moved(server, Case(held, b"", bytes(data)), replayer)
+        stream, sock = moved(server, Case(held, b"", bytes(data)), place)
         assert stream.unsent > 0
         assert state(sock) == uapi.TCP_FIN_WAIT1
         assert read_to_end(held.client) == data
+
+
+@pytest.mark.parametrize("sysctl", [0, 1])
+def test_windows_keep_their_scale(
+    pair: tuple[Host, Host], family: int, place: str, sysctl: int
+) -> None:
+    """Also none: connect() in repair mode would choose one."""
+    server, client = pair
+    client.sysctl("net/ipv4/tcp_window_scaling", sysctl)
+    with connected(server, client, family) as held, sniffing(client) as sniffer:
+        held.client.sendall(b"before")
+        wait_until("it is here", lambda: queued(held.server) == 6)
+        before = sniffer.segments(outgoing=False)[-1].tcp[14:16]
+        moved(server, Case(held, b"before", b""), place)
+        after = sniffer.segments(outgoing=False)[-1].tcp[14:16]
+        assert after == before
