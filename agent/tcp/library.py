@@ -47,6 +47,7 @@ def restore(stream: Stream, sock: socket.socket | None = None) -> socket.socket:
     else:
         with _plain(sock) as plain:
             restoring.restore(stream, plain)
+            os.set_blocking(sock.fileno(), not stream.nonblocking)
     _dumped.pop(sock, None)
     _restored[sock] = stream
     return sock

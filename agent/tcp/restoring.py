@@ -9,6 +9,7 @@ retransmission timeout. Buffers are forced large for that moment, or the write w
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 
 from agent.kernel import uapi
@@ -25,6 +26,7 @@ _TCP = socket.IPPROTO_TCP
 _SOL = socket.SOL_SOCKET
 _MASK = 0xFFFFFFFF
 _HEADROOM = 1 << 20
+_FITS_ALWAYS = 1 << 10  # bytes, in the buffers of a fresh socket
 _MIN_MSS, _MAX_MSS = 88, 32767  # as TCP_MAXSEG takes it
 _FIRST_PORT, _LAST_PORT = 1, 1 << 16  # of a peer that is none
 _MAX_UNSCALED = 0xFFFF  # bytes of a window without RFC 7323
@@ -89,7 +91,8 @@ def _restore_listener(stream: Stream, sock: socket.socket) -> None:
         sock.setsockopt(_TCP, uapi.TCP_MAXSEG, stream.mss)
     opening.bind(sock, _socket_address(stream, *stream.local))
     sock.listen(stream.backlog)
-    sock.setblocking(not stream.nonblocking)
+    if stream.nonblocking:  # as it is made, it is not
+        sock.setblocking(False)
     sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 0)  # as leaving repair mode does for a connection
     options.restore_late(sock, stream.options)
 
@@ -100,7 +103,8 @@ def _restore_opening(stream: Stream, sock: socket.socket) -> None:
     local, remote = (_socket_address(stream, *end) for end in (stream.local, stream.remote))
     opening.restore(sock, stream, local, remote)
     _restore_buffers(stream, sock)
-    sock.setblocking(not stream.nonblocking)
+    if stream.nonblocking:  # as it is made, it is not
+        sock.setblocking(False)
 
 
 def _restore_closed(stream: Stream, sock: socket.socket) -> None:
@@ -123,7 +127,8 @@ def _restore_closed(stream: Stream, sock: socket.socket) -> None:
     if stream.receive_queue:
         write(sock, stream.receive_queue)
     _restore_buffers(stream, sock)
-    sock.setblocking(not stream.nonblocking)
+    if stream.nonblocking:  # as it is made, it is not
+        sock.setblocking(False)
 
 
 def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> None:
@@ -137,9 +142,13 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     received = stream.receive_queue
     if stream.urgent:
         received = received[: stream.urgent - 1]  # what is behind it has to follow it
-    room = 4 * max(len(stream.send_queue), len(stream.receive_queue)) + _HEADROOM
-    set_option(_SOL, uapi.SO_SNDBUFFORCE, min(max(room, stream.send_buffer // 2), _MAX_FORCE))
-    set_option(_SOL, uapi.SO_RCVBUFFORCE, min(max(room, stream.receive_buffer // 2), _MAX_FORCE))
+    queued = max(len(stream.send_queue), len(stream.receive_queue))
+    if queued > _FITS_ALWAYS:
+        room = 4 * queued + _HEADROOM
+        set_option(_SOL, uapi.SO_SNDBUFFORCE, min(max(room, stream.send_buffer // 2), _MAX_FORCE))
+        set_option(
+            _SOL, uapi.SO_RCVBUFFORCE, min(max(room, stream.receive_buffer // 2), _MAX_FORCE)
+        )
 
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     for queue, seq in (
@@ -157,8 +166,10 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         set_option(_TCP, uapi.TCP_WINDOW_CLAMP, _MAX_UNSCALED)
     sock.connect(_socket_address(stream, *stream.remote))
     set_option(_TCP, uapi.TCP_MAXSEG, 0)
-    set_option(_TCP, uapi.TCP_REPAIR_OPTIONS, _repair_options(stream))
-    if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
+    negotiated = stream.negotiated
+    scales = stream.send_scale | stream.receive_scale << 16
+    set_option(_TCP, uapi.TCP_REPAIR_OPTIONS, _repair_options(stream.mss, negotiated, scales))
+    if negotiated & uapi.TCPI_OPT_TIMESTAMPS:
         set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.clock))
 
     if received:  # the queue selected last
@@ -182,18 +193,20 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     _restore_buffers(stream, sock)
     if stream.read_shut:
         sock.shutdown(socket.SHUT_RD)
-    sock.setblocking(not stream.nonblocking)
+    if stream.nonblocking:  # as it is made, it is not
+        sock.setblocking(False)
     verify(sock, stream, windows, len(received), len(unsent))
 
 
-def _repair_options(stream: Stream) -> bytes:
+@functools.lru_cache(maxsize=1024)
+def _repair_options(mss: int, negotiated: int, scales: int) -> bytes:
     pack = uapi.REPAIR_OPT.pack
-    rows = [pack(uapi.TCPOPT_MSS, stream.mss)]
-    if stream.negotiated & uapi.TCPI_OPT_WSCALE:
-        rows.append(pack(uapi.TCPOPT_WINDOW, stream.send_scale | stream.receive_scale << 16))
-    if stream.negotiated & uapi.TCPI_OPT_SACK:
+    rows = [pack(uapi.TCPOPT_MSS, mss)]
+    if negotiated & uapi.TCPI_OPT_WSCALE:
+        rows.append(pack(uapi.TCPOPT_WINDOW, scales))
+    if negotiated & uapi.TCPI_OPT_SACK:
         rows.append(pack(uapi.TCPOPT_SACK_PERM, 0))
-    if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
+    if negotiated & uapi.TCPI_OPT_TIMESTAMPS:
         rows.append(pack(uapi.TCPOPT_TIMESTAMP, 0))
     return b"".join(rows)
 

@@ -44,7 +44,6 @@ def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, u
     found = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, ioctl_int(fd, uapi.SIOCINQ))
     if found != (end, received):
         raise _differs(stream, "receive queue", found, (end, received))
-    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
     if (window := get(_TCP, uapi.TCP_REPAIR_WINDOW, len(windows))) != windows:
         unpack = uapi.REPAIR_WINDOW.unpack
         raise _differs(stream, "window", unpack(window), unpack(windows))
