@@ -17,6 +17,7 @@ from agent.tcp.stream import Stream
 
 _BATCH_BYTES = 4 << 20
 _BATCH_STREAMS = 4096
+_OPTION_BYTES = 16  # of one option, beside its value of bytes
 _QUEUES = ("send", "receive")
 _FIELD_SEND, _FIELD_RECEIVE = (
     tuple(Stream.__dataclass_fields__).index(f"{queue}_queue") for queue in _QUEUES
@@ -34,6 +35,8 @@ def stream_records(streams: Iterable[Stream]) -> Iterator[Record]:
             yield from _pieces(stream)
             stream = replace(stream, send_queue=b"", receive_queue=b"")
             queued = 0
+        for *_, value in stream.options:
+            queued += _OPTION_BYTES + (len(value) if isinstance(value, bytes) else 0)
         if size + queued > _BATCH_BYTES or len(batch) == _BATCH_STREAMS:
             yield {"kind": "streams", "streams": batch}
             batch, size = [], 0

@@ -1,151 +1,323 @@
-"""The socket options that move with a stream: one table, read by dump and restore alike.
+"""Read and set the socket options that move with a stream; the table is `agent.tcp.option_table`.
 
 An option is recorded only where it differs from a fresh socket's, so that an ordinary stream
-costs no system call for it at the destination.
+costs no system call for it at the destination. At the source the price is one system call for
+each option, and most of the time of a dump: what cannot be set without another reading showing it
+is read only then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import socket
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress, starmap
+from operator import ne
 
+from agent.errors import AgentError
 from agent.kernel import uapi
+from agent.kernel.filter import attach_filter, get_filter, has_filter
+from agent.tcp.option_table import (
+    ANCILLARY,
+    BY_NAME,
+    BY_NUMBER,
+    FCNTL,
+    READINGS,
+    TABLE,
+    Option,
+)
+from agent.tcp.option_table import OptionValue as OptionValue  # of a stream's options
 
-OptionValue = int | bytes
+Recorded = tuple[int, int, OptionValue]  # level, number, value
 
-# Set in this order. The late ones the restore needs for itself, and `release` puts them right;
-# buffers and TCP_NOTSENT_LOWAT it also changes for a moment.
+_SOL = socket.SOL_SOCKET
+_ECN = 3  # the bits of IP_TOS and IPV6_TCLASS that the kernel sets itself (RFC 3168)
+_NO_OWNER = bytes(uapi.F_OWNER_EX.size)
+_LINGER = struct.Struct("=ii")  # struct linger { int l_onoff, l_linger; } (linux/socket.h)
+_FILTER = (_SOL, uapi.SO_ATTACH_FILTER)
+_REUSE = (_SOL, uapi.SO_REUSEADDR)
+_TRANSPARENT = (socket.IPPROTO_IP, uapi.IP_TRANSPARENT)
+_LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
+_BY_OTHER_MEANS = ("SO_ATTACH_FILTER", "F_SETOWN_EX")  # than getsockopt of the standard library
+
+
+class FilterStays(AgentError):
+    code = "socket-filter"
+    template = "the filter attached to a socket cannot be moved: {detail}"
+    hint_template = "Let the program detach it (SO_DETACH_FILTER), or attach a short classic one."
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    name: str
+class _Row:
+    """One reading of a dump: of an option, or of one of `READINGS` (its level is -1)."""
+
     level: int
     number: int
-    size: int = 0  # of the value in bytes, 0 for an int
-    family: int = 0  # the one family it exists for, or 0
-    late: bool = False  # applied by `release`, after the stream has left repair mode
+    fixed: OptionValue | None
+    mask: int  # of an int's bits that are the program's
+    sets_priority: bool
+    shows: tuple[
+        tuple[Option, OptionValue], ...
+    ]  # to be read as well, and the value of a fresh one
 
 
-_TCP = socket.IPPROTO_TCP
-_SOL = socket.SOL_SOCKET
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to read of a socket of one family."""
 
-TABLE: tuple[Option, ...] = (
-    Option("SO_REUSEADDR", _SOL, uapi.SO_REUSEADDR, late=True),
-    Option("IP_TRANSPARENT", socket.IPPROTO_IP, uapi.IP_TRANSPARENT, late=True),
-    Option("IPV6_V6ONLY", socket.IPPROTO_IPV6, uapi.IPV6_V6ONLY, family=socket.AF_INET6),
-    Option("IP_FREEBIND", socket.IPPROTO_IP, uapi.IP_FREEBIND),
-    Option("IP_TOS", socket.IPPROTO_IP, uapi.IP_TOS),
-    Option("IP_TTL", socket.IPPROTO_IP, uapi.IP_TTL),
-    Option("IPV6_TCLASS", socket.IPPROTO_IPV6, uapi.IPV6_TCLASS, family=socket.AF_INET6),
-    Option("IPV6_UNICAST_HOPS", socket.IPPROTO_IPV6, uapi.IPV6_UNICAST_HOPS,
-           family=socket.AF_INET6),
-    Option("SO_KEEPALIVE", _SOL, uapi.SO_KEEPALIVE),
-    Option("SO_OOBINLINE", _SOL, uapi.SO_OOBINLINE),
-    Option("SO_PRIORITY", _SOL, uapi.SO_PRIORITY),
-    Option("SO_LINGER", _SOL, uapi.SO_LINGER, size=8),
-    Option("SO_REUSEPORT", _SOL, uapi.SO_REUSEPORT),
-    Option("SO_RCVLOWAT", _SOL, uapi.SO_RCVLOWAT),
-    Option("SO_RCVTIMEO", _SOL, uapi.SO_RCVTIMEO, size=16),
-    Option("SO_SNDTIMEO", _SOL, uapi.SO_SNDTIMEO, size=16),
-    Option("SO_BINDTODEVICE", _SOL, uapi.SO_BINDTODEVICE, size=16),
-    Option("SO_TIMESTAMP", _SOL, uapi.SO_TIMESTAMP),
-    Option("SO_TIMESTAMPNS", _SOL, uapi.SO_TIMESTAMPNS),
-    Option("SO_MARK", _SOL, uapi.SO_MARK),
-    Option("SO_BUSY_POLL", _SOL, uapi.SO_BUSY_POLL),
-    Option("SO_MAX_PACING_RATE", _SOL, uapi.SO_MAX_PACING_RATE),
-    Option("TCP_KEEPIDLE", _TCP, uapi.TCP_KEEPIDLE),
-    Option("TCP_KEEPINTVL", _TCP, uapi.TCP_KEEPINTVL),
-    Option("TCP_KEEPCNT", _TCP, uapi.TCP_KEEPCNT),
-    Option("TCP_SYNCNT", _TCP, uapi.TCP_SYNCNT),
-    Option("TCP_LINGER2", _TCP, uapi.TCP_LINGER2),
-    Option("TCP_DEFER_ACCEPT", _TCP, uapi.TCP_DEFER_ACCEPT),
-    Option("TCP_CONGESTION", _TCP, uapi.TCP_CONGESTION, size=16),
-    Option("TCP_THIN_LINEAR_TIMEOUTS", _TCP, uapi.TCP_THIN_LINEAR_TIMEOUTS),
-    Option("TCP_USER_TIMEOUT", _TCP, uapi.TCP_USER_TIMEOUT),
-    Option("TCP_FASTOPEN", _TCP, uapi.TCP_FASTOPEN),
-    Option("TCP_NOTSENT_LOWAT", _TCP, uapi.TCP_NOTSENT_LOWAT),
-    Option("TCP_SAVE_SYN", _TCP, uapi.TCP_SAVE_SYN),
-    Option("TCP_INQ", _TCP, uapi.TCP_INQ),
-    Option("TCP_TX_DELAY", _TCP, uapi.TCP_TX_DELAY),
-    Option("TCP_CORK", _TCP, uapi.TCP_CORK),
-    Option("TCP_NODELAY", _TCP, uapi.TCP_NODELAY),
-)  # fmt: skip
-
-_LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
-_BY_NUMBER = {(option.level, option.number): option for option in TABLE}
+    calls: tuple[tuple[int, ...], ...]  # arguments of getsockopt
+    rows: tuple[_Row, ...]
+    fresh: list[OptionValue]
+    recorded: tuple[Recorded, ...]  # of a fresh socket of this host
+    owner: _Row
+    filter: _Row
 
 
-def _read(sock: socket.socket, option: Option) -> OptionValue | None:
+def _read(sock: socket.socket, option: Option) -> OptionValue:
+    if option.level == FCNTL:
+        if option.number == uapi.F_SETOWN_EX:
+            return fcntl.fcntl(sock, uapi.F_GETOWN_EX, _NO_OWNER)
+        if option.number == uapi.F_SETSIG:
+            return fcntl.fcntl(sock, uapi.F_GETSIG)
+        return int(bool(fcntl.fcntl(sock, uapi.F_GETFL) & uapi.O_ASYNC))
+    if (option.level, option.number) == _FILTER:
+        return _read_filter(sock)
+    if option.size:
+        return sock.getsockopt(option.level, option.number, option.size)
+    return sock.getsockopt(option.level, option.number)
+
+
+def _read_filter(sock: socket.socket) -> bytes:
     try:
-        if option.size:
-            return sock.getsockopt(option.level, option.number, option.size)
-        return sock.getsockopt(option.level, option.number)
-    except OSError:
-        return None  # this kernel, or this family, does not have it
+        found = get_filter(sock.fileno())
+    except PermissionError as error:
+        raise FilterStays(detail="it is an eBPF program, not to be read back") from error
+    if len(found) > BY_NUMBER[_FILTER].size:
+        raise FilterStays(detail=f"it is of {len(found) // uapi.SOCK_FILTER_SIZE} instructions")
+    return found
 
 
-@functools.lru_cache(maxsize=4)
-def _defaults(family: int) -> tuple[tuple[int, int, int, OptionValue], ...]:
-    """(level, number, size, value of a fresh socket) of every option this kernel has."""
-    rows = []
-    with socket.socket(family, socket.SOCK_STREAM) as fresh:
+@functools.lru_cache(maxsize=8)
+def _plan(family: int, listening: bool) -> _Plan:
+    values = _fresh(family, listening)
+    # A listening socket is read in full: there are few, and all that they accept inherits.
+    shown_by = {
+        one.name: one.seen_by or (() if listening or not one.rare else ANCILLARY) for one in TABLE
+    }
+    rows: dict[str, _Row] = {}
+    calls: list[tuple[int, ...]] = []
+    for name in values:
+        if any(other in values for other in shown_by.get(name, ())):
+            continue
+        one = BY_NAME.get(name)
+        rows[name] = _Row(
+            level=one.level if one else -1,
+            number=one.number if one else -1,
+            fixed=one.fixed if one else None,
+            mask=~_ECN if name in ("IP_TOS", "IPV6_TCLASS") else -1,
+            sets_priority=name == "IP_TOS",
+            shows=tuple(
+                (BY_NAME[other], values[other])
+                for other, names in shown_by.items()
+                if name in names and other in values
+            ),
+        )
+        if name not in _BY_OTHER_MEANS:
+            call = (one.level, one.number, one.size) if one else READINGS[name]
+            calls.append(call if call[2] else call[:2])
+    recorded = [
+        (row.level, row.number, values[name])
+        for name, row in rows.items()
+        if row.fixed not in (None, values[name])
+    ]
+    filtered, owner = (rows.pop(name) for name in _BY_OTHER_MEANS)
+    fresh = [values[name] for name in rows]
+    return _Plan(tuple(calls), tuple(rows.values()), fresh, tuple(recorded), owner, filtered)
+
+
+def _fresh(family: int, listening: bool) -> dict[str, OptionValue]:
+    """What a fresh socket has, of all that this kernel knows."""
+    values: dict[str, OptionValue] = {}
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
         for option in TABLE:
-            if option.family in (0, family) and (value := _read(fresh, option)) is not None:
-                rows.append((option.level, option.number, option.size, value))
-    return tuple(rows)
+            if option.family in (0, family) and option.listener <= listening:
+                with contextlib.suppress(OSError):
+                    values[option.name] = _read(sock, option)
+        for name, (level, number, size) in READINGS.items():
+            if level != socket.IPPROTO_IPV6 or family == socket.AF_INET6:
+                values[name] = sock.getsockopt(level, number, size)
+    return values
 
 
 def warm_up() -> None:
     """Learn the defaults ahead of time, as the first `dump` would."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            _defaults(family)
-        except OSError:
-            continue  # the family is switched off on this host
+        for listening in (False, True):
+            try:
+                _plan(family, listening)
+            except OSError:
+                continue  # the family is switched off on this host
 
 
-def dump(sock: socket.socket, family: int) -> list[tuple[int, int, OptionValue]]:
-    """(level, number, value) of each option that differs from a fresh socket's."""
-    get = sock.getsockopt
-    changed: list[tuple[int, int, OptionValue]] = []
-    for level, number, size, default in _defaults(family):
-        value = get(level, number, size) if size else get(level, number)
-        if value != default:
-            changed.append((level, number, value))
-            if number == uapi.IP_TOS and level == socket.IPPROTO_IP:  # it sets the priority, too
-                changed.append((_SOL, uapi.SO_PRIORITY, get(_SOL, uapi.SO_PRIORITY)))
-    return changed
+def dump(sock: socket.socket, family: int, state: int | None = None) -> list[Recorded]:
+    """(level, number, value) of each option that differs from a fresh socket's.
+
+    `state` is the socket's, TCP_*, where it is known. Raises `FilterStays`, and `OSError`.
+    """
+    get: Callable[..., OptionValue] = sock.getsockopt
+    listening = get(_SOL, uapi.SO_ACCEPTCONN) if state is None else state == uapi.TCP_LISTEN
+    plan = _plan(family, bool(listening))
+    values = list(starmap(get, plan.calls))
+    fd = sock.fileno()
+    options = list(plan.recorded)
+    shown: list[tuple[Option, OptionValue]] = []
+    if values != plan.fresh:
+        for row, value in compress(
+            zip(plan.rows, values, strict=True), map(ne, values, plan.fresh)
+        ):
+            shown += row.shows
+            if row.mask != -1 and isinstance(value, int):
+                value &= row.mask
+                if not value:
+                    continue
+            if row.fixed is not None:
+                options = [one for one in options if one[:2] != (row.level, row.number)]
+            if row.level != -1 and value != row.fixed:
+                options.append((row.level, row.number, value))
+            if row.sets_priority:
+                options.append((_SOL, uapi.SO_PRIORITY, get(_SOL, uapi.SO_PRIORITY)))
+    if has_filter(fd):
+        shown += ((BY_NUMBER[_FILTER], b""), *plan.filter.shows)
+    owner = fcntl.fcntl(fd, uapi.F_GETOWN_EX, _NO_OWNER)
+    if owner != _NO_OWNER:
+        options.append((FCNTL, uapi.F_SETOWN_EX, owner))
+        shown += plan.owner.shows
+    if shown:
+        for option, default in dict(shown).items():
+            if (value := _read(sock, option)) != default:
+                options.append((option.level, option.number, value))
+    return options
 
 
-def restore(sock: socket.socket, options: list[tuple[int, int, OptionValue]]) -> None:
+def restore(sock: socket.socket, options: Sequence[Recorded]) -> None:
     """Set what `dump` recorded, but for the late ones. Raises `OSError`."""
     for level, number, value in options:
         if (level, number) not in _LATE:
-            try:
-                sock.setsockopt(level, number, value)
-            except OSError:  # a socket that is still bound takes IPV6_V6ONLY no more
-                size = len(value) if isinstance(value, bytes) else 0
-                if sock.getsockopt(level, number, *([size] if size else [])) != value:
-                    raise
+            set_one(sock, level, number, value)
+    for row in _amends(sock):
+        if not any((level, number) == row[:2] for level, number, _ in options):
+            set_one(sock, *row)
 
 
-def restore_late(sock: socket.socket, options: list[tuple[int, int, OptionValue]]) -> None:
-    """Set the options that restoring and repair mode used for themselves."""
-    late = {(level, number): value for level, number, value in options}
-    set_option = sock.setsockopt
-    if (_SOL, uapi.SO_REUSEADDR) in late:  # leaving repair mode has cleared it
-        set_option(_SOL, uapi.SO_REUSEADDR, 1)
-    if (socket.IPPROTO_IP, uapi.IP_TRANSPARENT) not in late:
-        set_option(socket.IPPROTO_IP, uapi.IP_TRANSPARENT, 0)
+def set_one(sock: socket.socket, level: int, number: int, value: OptionValue) -> None:
+    """Raises `OSError`, unless the option is as wanted all the same."""
+    try:
+        if level == FCNTL:
+            _set_by_fcntl(sock, number, value)
+        elif (level, number) == _FILTER:
+            assert isinstance(value, bytes)
+            attach_filter(sock, value)
+        else:
+            if (level, number) == (_SOL, uapi.SO_LINGER) and isinstance(value, bytes):
+                on, seconds = _LINGER.unpack(value)
+                if not on:  # then the kernel takes no seconds
+                    sock.setsockopt(level, number, _LINGER.pack(1, seconds))
+            sock.setsockopt(level, number, value)
+    except OSError:
+        # On a socket that is used again it may be so already, and not to be set any more.
+        if _read(sock, BY_NUMBER[level, number]) != value:
+            raise
+
+
+def _set_by_fcntl(sock: socket.socket, number: int, value: OptionValue) -> None:
+    if number == uapi.F_SETFL:
+        flags = fcntl.fcntl(sock, uapi.F_GETFL) & ~uapi.O_ASYNC
+        fcntl.fcntl(sock, uapi.F_SETFL, flags | (uapi.O_ASYNC if value else 0))
+    elif _read(sock, BY_NUMBER[FCNTL, number]) != value:  # else the owner changes hands
+        try:
+            fcntl.fcntl(sock, number, value)
+        except ProcessLookupError:
+            pass  # the owner is gone
+
+
+def _amends(sock: socket.socket) -> tuple[Recorded, ...]:
+    rows = _all_amends()
+    return rows[sock.family] if rows else ()
+
+
+@functools.lru_cache(maxsize=1)
+def _all_amends() -> dict[int, tuple[Recorded, ...]]:
+    """What this host's fresh sockets have otherwise than those of a host left alone."""
+    rows: dict[int, tuple[Recorded, ...]] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        found: list[Recorded] = []
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue
+        with sock:
+            for level, number, _ in _plan(family, True).recorded:
+                fixed = BY_NUMBER[level, number].fixed
+                assert fixed is not None
+                try:
+                    sock.setsockopt(level, number, fixed)
+                except OSError:
+                    continue  # nobody can have it here
+                found.append((level, number, fixed))
+        rows[family] = tuple(found)
+    return rows if any(rows.values()) else {}
+
+
+def restore_late(sock: socket.socket, options: Sequence[Recorded]) -> None:
+    """Set the options that restoring and repair mode used for themselves, and those that would
+    have been in its way. The process must not run yet. Raises `OSError`."""
+    transparent = False
+    for level, number, value in options:
+        key = (level, number)
+        if key == _TRANSPARENT:
+            transparent = True
+        elif key == _REUSE:
+            sock.setsockopt(level, number, 1)  # leaving repair mode has cleared it
+        elif key in _LATE:
+            set_one(sock, level, number, value)
+    if not transparent:
+        sock.setsockopt(*_TRANSPARENT, 0)
+
+
+def restore_cleared(sock: socket.socket, options: Sequence[Recorded]) -> None:
+    """Set again what leaving repair mode clears; nothing that the process may have changed since.
+
+    Raises `OSError`.
+    """
+    for level, number, _ in options:
+        if (level, number) == _REUSE:
+            sock.setsockopt(level, number, 1)
+
+
+def restore_owner(sock: socket.socket, options: Sequence[Recorded]) -> None:
+    """Set whom O_ASYNC and urgent data signal, once the process exists. Raises `OSError`."""
+    for level, number, value in options:
+        if level == FCNTL:
+            set_one(sock, level, number, value)
 
 
 def valid(level: int, number: int, value: object) -> bool:
     """Whether the table has this option, and this can be its value: an image may set no other."""
-    option = _BY_NUMBER.get((level, number))
+    option = BY_NUMBER.get((level, number))
     if option is None:
         return False
-    if option.size:
-        return isinstance(value, bytes) and len(value) <= option.size
-    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 31) <= value < 1 << 31
+    if not option.size:
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and option.least <= value <= option.most
+        )
+    return (
+        isinstance(value, bytes)
+        and len(value) <= option.size
+        and len(value) in (option.lengths or (len(value),))
+    )

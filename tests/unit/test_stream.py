@@ -42,15 +42,15 @@ OTHERS = set(FIELDS) - LARGEST.keys()  # each has a test of its own
 
 uint16 = st.integers(0, (1 << 16) - 1)
 uint32 = st.integers(0, (1 << 32) - 1)
-int32 = st.integers(-(1 << 31), (1 << 31) - 1)
 
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[int, int, options.OptionValue]:
     option = draw(st.sampled_from(options.TABLE))
     if option.size:
-        return option.level, option.number, draw(st.binary(max_size=option.size))
-    return option.level, option.number, draw(int32)
+        least, most = min(option.lengths, default=0), min(option.lengths, default=option.size)
+        return option.level, option.number, draw(st.binary(min_size=least, max_size=most))
+    return option.level, option.number, draw(st.integers(option.least, option.most))
 
 
 @st.composite
