@@ -18,15 +18,13 @@ import sys
 import time
 from typing import Any
 
-from agent.kernel import uapi
-from agent.kernel.syscalls import ioctl_int
 from agent.netlock import render
 from agent.netlock.apply import Nftables
 from agent.tcp.dumping import dump
 from agent.tcp.restoring import abandon, new_socket, release, restore
 from tests.support.lab import ROOT
 from tests.support.netns import Host, network, wait_until
-from tests.support.tcp import Pair, connected
+from tests.support.tcp import Pair, connected, window_is_shut
 
 RESULTS = ROOT / "results"
 WITHIN_MS = 5.0
@@ -44,9 +42,7 @@ def fill(pair: Pair) -> bytes:
             while True:
                 piece = os.urandom(_CHUNK)
                 data.extend(piece[: pair.server.send(piece)])
-        fd = pair.server.fileno()
-        queued = ioctl_int(fd, uapi.SIOCOUTQ)
-        return queued > 0 and ioctl_int(fd, uapi.SIOCOUTQNSD) == queued
+        return window_is_shut(pair.server)
 
     wait_until("the window is shut", is_full)
     return bytes(data)

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.kernel import uapi
+from agent.kernel.syscalls import ioctl_int
 from agent.netlock.render import Connection
 from agent.tcp.replay import Segment, parse
 from tests.support.netns import Host, wait_until
 
 AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 
+_SND_WND_OFFSET = 228  # tcpi_snd_wnd, include/uapi/linux/tcp.h (since 5.4)
 _ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
 _PACKET_OUTGOING = 4  # include/uapi/linux/if_packet.h
 
@@ -84,6 +86,16 @@ def state(sock: socket.socket) -> int:
 def retransmits(sock: socket.socket) -> int:
     """tcpi_retransmits: how often the timer has run out for what is in flight."""
     return sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 3)[2]
+
+
+def window_is_shut(sock: socket.socket) -> bool:
+    """All that was sent is acknowledged, and the peer has no room for another segment."""
+    queued = ioctl_int(sock.fileno(), uapi.SIOCOUTQ)
+    if not 0 < queued == ioctl_int(sock.fileno(), uapi.SIOCOUTQNSD):
+        return False
+    info = sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, 256)
+    (window,) = struct.unpack_from("=I", info, _SND_WND_OFFSET)
+    return int(window) < sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_MAXSEG)
 
 
 def await_established(sock: socket.socket) -> None:
