@@ -28,6 +28,8 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _INFO = struct.Struct("=B4xBB17xII")
 
 _EVENTS = select.POLLIN | select.POLLPRI | select.POLLRDHUP
+# Bytes of a segment: as a rule, and with BIG TCP (GSO_MAX_SIZE, include/linux/netdevice.h)
+_ACKNOWLEDGED = (1 << 16, 8 << 16)
 _URGENT_MAYBE = select.POLLIN | select.POLLPRI
 
 
@@ -131,7 +133,7 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int) -> None:
     fin = queued_fin(stream.state)
     stream.unsent = max(ioctl_int(fd, uapi.SIOCOUTQNSD) - fin, 0)
     stream.send_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
-    stream.send_queue = _peek(sock, length - fin, stream, "send")
+    stream.send_queue = _peek_sent(sock, length - fin, stream)
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     length = ioctl_int(fd, uapi.SIOCINQ)  # without the peer's FIN, unlike the sequence number
@@ -143,6 +145,19 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int) -> None:
         else:
             urgent.dump(sock, stream, before, length, pending=bool(events & select.POLLPRI))
     stream.receive_seq = (end - len(stream.receive_queue)) & 0xFFFFFFFF
+
+
+def _peek_sent(sock: socket.socket, length: int, stream: Stream) -> bytes:
+    """tcp_peek_sndq() starts with the whole first segment, also where a part is acknowledged."""
+    if not length:
+        return b""
+    for before in _ACKNOWLEDGED:
+        if len(data := sock.recv(length + before, _PEEK)) < length + before:
+            break
+    if len(data) < length:
+        detail = f"its send queue gave {len(data)} of {length} bytes"
+        raise StreamError(stream=stream.name, detail=detail)
+    return data[-length:]
 
 
 def _peek(sock: socket.socket, length: int, stream: Stream, queue: str) -> bytes:

@@ -12,7 +12,8 @@ import pytest
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
 from agent.tcp import Stream, abandon, disconnect, dump, release, restore
-from agent.tcp.replay import RST
+from agent.tcp.replay import RST, Replayer
+from agent.tcp.segment import ACK, segment
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import Pair, connected, deaf, sniffing, state
 
@@ -157,3 +158,24 @@ def test_windows_keep_their_scale(
         moved(server, Case(held, b"before", b""), place)
         after = sniffer.segments(outgoing=False)[-1].tcp[14:16]
         assert after == before
+
+
+def test_a_segment_that_is_acknowledged_in_part(
+    pair: tuple[Host, Host], family: int, place: str
+) -> None:
+    """Two writes became one segment at the first move; the peer's answer to one of them is late."""
+    server, client = pair
+    with connected(server, client, family) as held, contextlib.closing(server.run(Replayer)) as raw:
+        with deaf(client):
+            held.server.sendall(b"first")
+            held.server.sendall(b"2nd")
+            stream, _ = moved(server, Case(held, b"", b""), place)
+            stream.send_seq += len(b"first")
+            raw.inject([segment(stream, ACK)])
+            wait_until("it is acknowledged", lambda: unacknowledged(held.server) == 3)
+            again, _ = moved(server, Case(held, b"", b""), place)
+        assert again.send_queue == b"2nd"
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    return ioctl_int(sock.fileno(), uapi.SIOCOUTQ)
