@@ -20,6 +20,7 @@ from agent.kernel import uapi
 from agent.kernel.nflog import PacketLog
 from agent.link import Link
 from agent.netlock import apply, render
+from agent.netlock.apply import LockError
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
 from agent.plan import Plan
@@ -93,7 +94,7 @@ class SourceHost(Host):
                 group = time_wait.LOG_GROUP
                 apply.run(render.time_waits(self._plan.id, found, log_group=group))
                 rows = time_wait.ask(found, log, self._replayer.inject)
-        except OSError:  # no nfnetlink_log, or its group is taken
+        except (OSError, LockError):  # a kernel that cannot log packets, or the group is taken
             return []
         finally:
             apply.run(render.unlock_time_waits(self._plan.id))
