@@ -13,19 +13,11 @@ import struct
 
 from agent.kernel import uapi
 
-_ask = ctypes.PyDLL(None).getsockopt  # keeps the interpreter locked: it does not wait
 _getsockopt = ctypes.CDLL(None, use_errno=True).getsockopt
 _getsockopt.restype = ctypes.c_int
 _getsockopt.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] * 2
 # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
 _FPROG = struct.Struct("@HP")
-
-
-def has_filter(fd: int) -> bool:
-    """Whether a filter of either kind is attached."""
-    count = ctypes.c_uint(0)  # asked with no room: only how long it is
-    failed = _ask(fd, socket.SOL_SOCKET, uapi.SO_ATTACH_FILTER, None, ctypes.byref(count))
-    return bool(failed or count.value)
 
 
 def get_filter(fd: int) -> bytes:

@@ -91,6 +91,7 @@ REPAIR_OPT: Final = struct.Struct("=II")
 REPAIR_WINDOW: Final = struct.Struct("=IIIII")
 # struct tcp_info, the fields up to tcpi_segs_in (linux/tcp.h); bytes 6 and 7 are bit fields
 TCP_INFO_SIZE: Final = 144
+TCP_INFO_MAX_PACING_RATE: Final = slice(112, 120)  # tcpi_max_pacing_rate, 3.15
 TCP_INFO_SEGS_IN_OFFSET: Final = 140
 
 # include/uapi/asm-generic/socket.h
@@ -126,7 +127,7 @@ SO_SELECT_ERR_QUEUE: Final = 45
 SO_BUSY_POLL: Final = 46
 SO_MAX_PACING_RATE: Final = 47
 SO_INCOMING_CPU: Final = 49
-SO_TXTIME: Final = 61
+SO_MEMINFO: Final = 55  # 4.12
 SO_TIMESTAMP_NEW: Final = 63
 SO_TIMESTAMPNS_NEW: Final = 64
 SO_TIMESTAMPING_NEW: Final = 65
@@ -144,6 +145,10 @@ SOF_TIMESTAMPING_OPT_ID_TCP: Final = 1 << 16
 # include/uapi/linux/filter.h: struct sock_filter { __u16 code; __u8 jt, jf; __u32 k; }
 SOCK_FILTER_SIZE: Final = 8
 BPF_MAXINSNS: Final = 4096
+
+# include/uapi/linux/sock_diag.h: __u32 of SO_MEMINFO: RMEM_ALLOC, RCVBUF, WMEM_ALLOC, SNDBUF,
+# FWD_ALLOC, WMEM_QUEUED, OPTMEM, BACKLOG, DROPS
+MEMINFO: Final = struct.Struct("=9I")
 
 # include/uapi/linux/in.h, in6.h
 IP_TOS: Final = 1

@@ -94,6 +94,7 @@ _BYTE = (0, 255)
 _PKTOPTIONS = ("IP_PKTOPTIONS",)
 _2292PKTOPTIONS = ("IPV6_2292PKTOPTIONS",)
 _OWNER = ("F_SETOWN_EX",)
+_OPTION_MEMORY = ("SK_MEMINFO_OPTMEM",)
 
 TABLE: tuple[Option, ...] = (
     # Leaving repair mode clears the first; the second the restore needs for itself.
@@ -117,10 +118,10 @@ TABLE: tuple[Option, ...] = (
     _option("IPV6_AUTOFLOWLABEL"),
     _option("IPV6_FLOWINFO_SEND"),
     _option("IP_OPTIONS", size=40),
-    _option("IPV6_HOPOPTS", size=256),
-    _option("IPV6_RTHDRDSTOPTS", size=256),
-    _option("IPV6_RTHDR", size=256),
-    _option("IPV6_DSTOPTS", size=256),
+    _option("IPV6_HOPOPTS", size=256, seen_by=_OPTION_MEMORY),
+    _option("IPV6_RTHDRDSTOPTS", size=256, seen_by=_OPTION_MEMORY),
+    _option("IPV6_RTHDR", size=256, seen_by=_OPTION_MEMORY),
+    _option("IPV6_DSTOPTS", size=256, seen_by=_OPTION_MEMORY),
     _option("SO_KEEPALIVE"),
     _option("SO_OOBINLINE"),
     _option("SO_LINGER", lengths=(8,)),
@@ -131,7 +132,7 @@ TABLE: tuple[Option, ...] = (
     _option("SO_SNDTIMEO", lengths=(16,)),
     _option("SO_BUSY_POLL", _COUNT, fixed=0),
     _option("SO_PREFER_BUSY_POLL", seen_by=("SO_BUSY_POLL",)),
-    _option("SO_MAX_PACING_RATE", lengths=(4, 8)),
+    _option("SO_MAX_PACING_RATE", lengths=(4, 8), seen_by=("tcpi_max_pacing_rate",)),
     _option("SO_TXREHASH", fixed=1),
     _option("SO_WIFI_STATUS", rare=True),
     _option("SO_SELECT_ERR_QUEUE", rare=True),
@@ -191,9 +192,10 @@ TABLE: tuple[Option, ...] = (
     _option("SO_DONTROUTE", late=True),
     _option("IP_MINTTL", _BYTE, late=True),
     _option("IPV6_MINHOPCOUNT", _BYTE, late=True),
-    _option("SO_ATTACH_FILTER", size=MAX_FILTER * uapi.SOCK_FILTER_SIZE, late=True),
-    _option("SO_LOCK_FILTER", late=True, seen_by=("SO_ATTACH_FILTER",)),
-    _option("SO_RESERVE_MEM", _COUNT, late=True),
+    _option("SO_ATTACH_FILTER", size=MAX_FILTER * uapi.SOCK_FILTER_SIZE, late=True,
+            seen_by=_OPTION_MEMORY),
+    _option("SO_LOCK_FILTER", late=True, seen_by=_OPTION_MEMORY),
+    _option("SO_RESERVE_MEM", _COUNT, late=True, seen_by=("SK_MEMINFO_FWD_ALLOC",)),
     _option("SO_PEEK_OFF", (-1, (1 << 31) - 1), late=True),
     # SOF_TIMESTAMPING_OPT_ID can be asked of a connection only; the second of the two decides for
     # all timestamps in which form they come.
@@ -211,6 +213,9 @@ READINGS = {
     "IP_PKTOPTIONS": (IP, uapi.IP_PKTOPTIONS, 64),
     "IPV6_2292PKTOPTIONS": (IPV6, uapi.IPV6_2292PKTOPTIONS, 64),
 }
+# The others come with what every dump reads. Memory that options were given, that is: filters and
+# extension headers; memory set aside for the socket, which SO_RESERVE_MEM adds to; and TCP_INFO.
+COUNTERS = ("SK_MEMINFO_OPTMEM", "SK_MEMINFO_FWD_ALLOC", "tcpi_max_pacing_rate")
 # With these a connection has messages of its own (an error queue, or options of packets received),
 # to which the rare options add.
 ANCILLARY = frozenset(

@@ -13,18 +13,20 @@ import fcntl
 import functools
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress, starmap
 from operator import ne
+from typing import Any
 
 from agent.errors import AgentError
 from agent.kernel import uapi
-from agent.kernel.filter import attach_filter, get_filter, has_filter
+from agent.kernel.filter import attach_filter, get_filter
 from agent.tcp.option_table import (
     ANCILLARY,
     BY_NAME,
     BY_NUMBER,
+    COUNTERS,
     FCNTL,
     READINGS,
     TABLE,
@@ -42,13 +44,18 @@ _FILTER = (_SOL, uapi.SO_ATTACH_FILTER)
 _REUSE = (_SOL, uapi.SO_REUSEADDR)
 _TRANSPARENT = (socket.IPPROTO_IP, uapi.IP_TRANSPARENT)
 _LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
-_BY_OTHER_MEANS = ("SO_ATTACH_FILTER", "F_SETOWN_EX")  # than getsockopt of the standard library
+_MEMORY = struct.Struct("=I12xIII")  # RMEM_ALLOC, FWD_ALLOC, WMEM_QUEUED, OPTMEM of SO_MEMINFO
+_LEAST_PAGE = 4096  # bytes: SO_RESERVE_MEM is of whole pages
+_NO_RATE = b"\xff" * 8
 
 
 class FilterStays(AgentError):
     code = "socket-filter"
     template = "the filter attached to a socket cannot be moved: {detail}"
     hint_template = "Let the program detach it (SO_DETACH_FILTER), or attach a short classic one."
+
+
+_Shown = tuple[tuple[Option, OptionValue], ...]  # to be read as well; and what is not recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,7 @@ class _Row:
     fixed: OptionValue | None
     mask: int  # of an int's bits that are the program's
     sets_priority: bool
-    shows: tuple[
-        tuple[Option, OptionValue], ...
-    ]  # to be read as well, and the value of a fresh one
+    shows: _Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,10 @@ class _Plan:
     rows: tuple[_Row, ...]
     fresh: list[OptionValue]
     recorded: tuple[Recorded, ...]  # of a fresh socket of this host
-    owner: _Row
-    filter: _Row
+    optmem: _Shown
+    forward: _Shown
+    pacing: _Shown
+    owner: _Shown
 
 
 def _read(sock: socket.socket, option: Option) -> OptionValue:
@@ -104,39 +111,40 @@ def _read_filter(sock: socket.socket) -> bytes:
 @functools.lru_cache(maxsize=8)
 def _plan(family: int, listening: bool) -> _Plan:
     values = _fresh(family, listening)
-    # A listening socket is read in full: there are few, and all that they accept inherits.
-    shown_by = {
-        one.name: one.seen_by or (() if listening or not one.rare else ANCILLARY) for one in TABLE
-    }
-    rows: dict[str, _Row] = {}
-    calls: list[tuple[int, ...]] = []
-    for name in values:
-        if any(other in values for other in shown_by.get(name, ())):
-            continue
-        one = BY_NAME.get(name)
-        rows[name] = _Row(
-            level=one.level if one else -1,
-            number=one.number if one else -1,
-            fixed=one.fixed if one else None,
-            mask=~_ECN if name in ("IP_TOS", "IPV6_TCLASS") else -1,
-            sets_priority=name == "IP_TOS",
-            shows=tuple(
-                (BY_NAME[other], values[other])
-                for other, names in shown_by.items()
-                if name in names and other in values
-            ),
+
+    def shown_by(one: Option) -> Collection[str]:
+        """A listening socket is read in full: there are few, and all that they accept inherits."""
+        return one.seen_by or (ANCILLARY if one.rare and not listening else ())
+
+    def shows(name: str) -> _Shown:
+        found = (BY_NAME[other] for other in values if other in BY_NAME)
+        return tuple(
+            (one, values[one.name] if one.fixed is None else one.fixed)
+            for one in found
+            if name in shown_by(one)
         )
-        if name not in _BY_OTHER_MEANS:
-            call = (one.level, one.number, one.size) if one else READINGS[name]
-            calls.append(call if call[2] else call[:2])
-    recorded = [
-        (row.level, row.number, values[name])
-        for name, row in rows.items()
-        if row.fixed not in (None, values[name])
-    ]
-    filtered, owner = (rows.pop(name) for name in _BY_OTHER_MEANS)
-    fresh = [values[name] for name in rows]
-    return _Plan(tuple(calls), tuple(rows.values()), fresh, tuple(recorded), owner, filtered)
+
+    rows: list[_Row] = []
+    calls: list[tuple[int, ...]] = []
+    fresh: list[OptionValue] = []
+    for name, value in values.items():
+        if name in READINGS:
+            rows.append(_Row(-1, -1, None, -1, False, shows(name)))
+            calls.append(READINGS[name])
+        elif (one := BY_NAME[name]).level == FCNTL or shown_by(one):
+            continue
+        else:
+            mask = ~_ECN if name in ("IP_TOS", "IPV6_TCLASS") else -1
+            rows.append(_Row(one.level, one.number, one.fixed, mask, name == "IP_TOS", shows(name)))
+            calls.append((one.level, one.number, *([one.size] if one.size else [])))
+        fresh.append(value)
+    recorded = (
+        (row.level, row.number, value)
+        for row, value in zip(rows, fresh, strict=True)
+        if row.fixed not in (None, value)
+    )
+    others = (*COUNTERS, "F_SETOWN_EX")
+    return _Plan(tuple(calls), tuple(rows), fresh, tuple(recorded), *map(shows, others))
 
 
 def _fresh(family: int, listening: bool) -> dict[str, OptionValue]:
@@ -163,16 +171,23 @@ def warm_up() -> None:
                 continue  # the family is switched off on this host
 
 
-def dump(sock: socket.socket, family: int, state: int | None = None) -> list[Recorded]:
+def dump(
+    sock: socket.socket,
+    family: int,
+    state: int | None = None,
+    info: bytes | None = None,
+    memory: bytes | None = None,
+) -> list[Recorded]:
     """(level, number, value) of each option that differs from a fresh socket's.
 
-    `state` is the socket's, TCP_*, where it is known. Raises `FilterStays`, and `OSError`.
+    What is known of the socket already need not be read again: its `state`, at least 120 bytes of
+    TCP_INFO, and SO_MEMINFO. Raises `FilterStays`, and `OSError`.
     """
-    get: Callable[..., OptionValue] = sock.getsockopt
-    listening = get(_SOL, uapi.SO_ACCEPTCONN) if state is None else state == uapi.TCP_LISTEN
-    plan = _plan(family, bool(listening))
+    get: Callable[..., Any] = sock.getsockopt
+    if state is None:
+        state = uapi.TCP_LISTEN if get(_SOL, uapi.SO_ACCEPTCONN) else uapi.TCP_ESTABLISHED
+    plan = _plan(family, state == uapi.TCP_LISTEN)
     values = list(starmap(get, plan.calls))
-    fd = sock.fileno()
     options = list(plan.recorded)
     shown: list[tuple[Option, OptionValue]] = []
     if values != plan.fresh:
@@ -180,7 +195,7 @@ def dump(sock: socket.socket, family: int, state: int | None = None) -> list[Rec
             zip(plan.rows, values, strict=True), map(ne, values, plan.fresh)
         ):
             shown += row.shows
-            if row.mask != -1 and isinstance(value, int):
+            if row.mask != -1:
                 value &= row.mask
                 if not value:
                     continue
@@ -190,14 +205,22 @@ def dump(sock: socket.socket, family: int, state: int | None = None) -> list[Rec
                 options.append((row.level, row.number, value))
             if row.sets_priority:
                 options.append((_SOL, uapi.SO_PRIORITY, get(_SOL, uapi.SO_PRIORITY)))
-    if has_filter(fd):
-        shown += ((BY_NUMBER[_FILTER], b""), *plan.filter.shows)
-    owner = fcntl.fcntl(fd, uapi.F_GETOWN_EX, _NO_OWNER)
+    received, forward, queued, optmem = _MEMORY.unpack_from(
+        memory or get(_SOL, uapi.SO_MEMINFO, uapi.MEMINFO.size)
+    )
+    if optmem:
+        shown += plan.optmem
+    if received + forward + queued >= _LEAST_PAGE:
+        shown += plan.forward
+    info = info or get(socket.IPPROTO_TCP, uapi.TCP_INFO, uapi.TCP_INFO_SIZE)
+    if info[uapi.TCP_INFO_MAX_PACING_RATE] != _NO_RATE:
+        shown += plan.pacing
+    owner = fcntl.fcntl(sock.fileno(), uapi.F_GETOWN_EX, _NO_OWNER)
     if owner != _NO_OWNER:
         options.append((FCNTL, uapi.F_SETOWN_EX, owner))
-        shown += plan.owner.shows
+        shown += plan.owner
     if shown:
-        for option, default in dict(shown).items():
+        for option, default in {one.name: (one, fresh) for one, fresh in shown}.values():
             if (value := _read(sock, option)) != default:
                 options.append((option.level, option.number, value))
     return options
