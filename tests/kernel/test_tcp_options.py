@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -14,7 +15,8 @@ from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
 from agent.tcp.dumping import dump
 from agent.tcp.option_check import missing
-from agent.tcp.option_table import TABLE
+from agent.tcp.option_stays import STAYS
+from agent.tcp.option_table import TABLE, level_of
 from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
@@ -28,6 +30,9 @@ _VARIANTS = (
     {"SO_TIMESTAMP", "SO_TIMESTAMP_NEW", "SO_TIMESTAMPNS_NEW", "SO_TIMESTAMPING_NEW"},
     {"SO_TIMESTAMP", "SO_TIMESTAMPNS"},
 )
+# SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST: what connection tracking knows
+_NETFILTER = {(socket.IPPROTO_IP, 80), (socket.IPPROTO_IPV6, 80)}
+_libc = ctypes.CDLL(None)
 KINDS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "mapped": socket.AF_INET6}
 
 
@@ -89,6 +94,25 @@ def image_of(sock: socket.socket) -> Stream:
 def test_every_option_has_a_case() -> None:
     assert CASES.keys() == {one.name for one in TABLE}
     assert not UNKNOWN
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_that_this_kernel_answers(pair: tuple[Host, Host], kind: str) -> None:
+    """Also those that no header here knows."""
+    known = {(one.level, one.number) for one in TABLE}
+    known |= {(level_of(one.name), one.number) for one in STAYS}
+    with connection(*pair, kind) as held, listener(pair[0], kind) as listening:
+        for sock in (held.server, listening):
+            for level in (_SOL, socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6):
+                answered = {
+                    (level, number) for number in range(1, 200) if answers(sock, level, number)
+                }
+                assert answered <= known | _NETFILTER
+
+
+def answers(sock: socket.socket, level: int, number: int) -> bool:
+    room, size = ctypes.create_string_buffer(1024), ctypes.c_uint(1024)
+    return not _libc.getsockopt(sock.fileno(), level, number, room, ctypes.byref(size))
 
 
 @pytest.mark.parametrize("without", _VARIANTS, ids=["first", "ns", "new"])
