@@ -228,12 +228,15 @@ def dump(
 
 def restore(sock: socket.socket, options: Sequence[Recorded]) -> None:
     """Set what `dump` recorded, but for the late ones. Raises `OSError`."""
+    given = _given()
     for level, number, value in options:
-        if (level, number) not in _LATE:
+        if (level, number) not in _LATE and given.get((level, number), (None,))[0] != value:
             set_one(sock, level, number, value)
-    for row in _amends(sock):
-        if not any((level, number) == row[:2] for level, number, _ in options):
-            set_one(sock, *row)
+    if given:
+        recorded = {(level, number) for level, number, _ in options}
+        for key in given.keys() - recorded:
+            if key[0] != socket.IPPROTO_IPV6 or sock.family == socket.AF_INET6:
+                set_one(sock, *key, given[key][1])
 
 
 def set_one(sock: socket.socket, level: int, number: int, value: OptionValue) -> None:
@@ -267,32 +270,23 @@ def _set_by_fcntl(sock: socket.socket, number: int, value: OptionValue) -> None:
             pass  # the owner is gone
 
 
-def _amends(sock: socket.socket) -> tuple[Recorded, ...]:
-    rows = _all_amends()
-    return rows[sock.family] if rows else ()
-
-
 @functools.lru_cache(maxsize=1)
-def _all_amends() -> dict[int, tuple[Recorded, ...]]:
-    """What this host's fresh sockets have otherwise than those of a host left alone."""
-    rows: dict[int, tuple[Recorded, ...]] = {}
+def _given() -> dict[tuple[int, int], tuple[OptionValue, OptionValue]]:
+    """What this host gives a fresh socket otherwise than one left alone, and what that would."""
+    rows: dict[tuple[int, int], tuple[OptionValue, OptionValue]] = {}
     for family in (socket.AF_INET, socket.AF_INET6):
-        found: list[Recorded] = []
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError:
             continue
         with sock:
-            for level, number, _ in _plan(family, True).recorded:
+            for level, number, value in _plan(family, True).recorded:
                 fixed = BY_NUMBER[level, number].fixed
                 assert fixed is not None
-                try:
+                with contextlib.suppress(OSError):  # then nobody can have it here
                     sock.setsockopt(level, number, fixed)
-                except OSError:
-                    continue  # nobody can have it here
-                found.append((level, number, fixed))
-        rows[family] = tuple(found)
-    return rows if any(rows.values()) else {}
+                    rows[level, number] = (value, fixed)
+    return rows
 
 
 def restore_late(sock: socket.socket, options: Sequence[Recorded]) -> None:

@@ -20,7 +20,7 @@ from agent.tcp.option_table import TABLE, level_of
 from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
-from tests.support.options import CASES, UNKNOWN, give, key, of_family, with_all
+from tests.support.options import CASES, UNKNOWN, give, key, of_family, surviving_sigio, with_all
 from tests.support.tcp import Pair, connect, connected, echo_works, listen, read_exactly
 
 _SOL = socket.SOL_SOCKET
@@ -34,6 +34,12 @@ _VARIANTS = (
 _NETFILTER = {(socket.IPPROTO_IP, 80), (socket.IPPROTO_IPV6, 80)}
 _libc = ctypes.CDLL(None)
 KINDS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "mapped": socket.AF_INET6}
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    with surviving_sigio():
+        yield
 
 
 def local_address(host: Host, kind: str) -> str:

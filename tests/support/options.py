@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.tcp.option_table import BY_NAME, TABLE, Option, OptionValue
@@ -79,7 +82,7 @@ _VALUES: dict[str, OptionValue | Case] = {
     "SO_TIMESTAMPING": _TIMESTAMPS,
     "SO_TIMESTAMPING_NEW": Case(_TIMESTAMPS, along=("SO_TIMESTAMPING",)),
     "SO_INCOMING_CPU": 0,
-    "F_SETSIG": Case(35, before=("F_SETOWN_EX",)),
+    "F_SETSIG": Case(signal.SIGURG.value, before=("F_SETOWN_EX",)),  # which nobody dies of
     "F_SETOWN_EX": OWNER,
     "F_SETFL": Case(1, before=("F_SETOWN_EX",)),
 }
@@ -131,3 +134,13 @@ def with_all(name: str) -> set[tuple[int, int]]:
 
 def of_family(family: int, *, listening: bool) -> list[str]:
     return [one.name for one in TABLE if one.family in (0, family) and one.listener <= listening]
+
+
+@contextlib.contextmanager
+def surviving_sigio() -> Iterator[None]:
+    """The signal that O_ASYNC sends to its owner, which we are, does nothing here."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGIO, before)

@@ -30,7 +30,7 @@ _HEADERS = {
 }
 # Of the same prefix, and no options: sizes, values, what repair mode and netfilter have
 _OTHERS = re.compile(
-    r"TCP_(MSS_\w+|REPAIR_(ON|OFF\w*)|MD5SIG_\w{4,}|CM_INQ|RECEIVE_ZEROCOPY\w+|ULP_\w+)$|"
+    r"TCP_(MSS_\w+|REPAIR_(ON|OFF\w*)|AO_(MAX|KEYF|CRYPTO)\w+|MD5SIG_\w{4,}|CM_INQ|RECEIVE_ZEROCOPY\w+|ULP_\w+)$|"
     r"IP_(PMTUDISC|MSFILTER_)\w+$|IPV6_(PMTUDISC|PRIORITY|FL|TLV|PREFER)_\w+$|IPV6_USE_MIN_MTU$"
 )
 
