@@ -22,12 +22,13 @@ _MASK = 0xFFFFFFFF
 # What TCP_MAXSEG says before there is an answer: TCP_MSS_DEFAULT (include/net/tcp.h), and for IPv6
 # once it connects IPV6_MIN_MTU without headers (tcp_v6_connect())
 _MSS_DEFAULTS = {536, 1220}
+_MSS_LEAST = 88  # TCP_MIN_MSS: a program cannot ask for less, IP options take it below
 
 
 def wanted_mss(sock: socket.socket) -> int:
     """The program's TCP_MAXSEG before there is a connection, 0 where it has not asked for one."""
     mss = sock.getsockopt(_TCP, uapi.TCP_MAXSEG)
-    return 0 if mss in _MSS_DEFAULTS else mss
+    return 0 if mss in _MSS_DEFAULTS or mss < _MSS_LEAST else mss
 
 
 def peer_name(sock: socket.socket) -> tuple[str, int]:
