@@ -22,6 +22,7 @@ need ping iputils-ping
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
 [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] ||
     need apparmor_parser apparmor  # without it Docker starts no container on such a kernel
+[ -e /usr/include/linux/tcp.h ] || missing="$missing linux-libc-dev"  # the tests compare with it
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -z "$missing" ] && exit 0
 
