@@ -14,7 +14,7 @@ from agent.errors import AgentError, ProtocolError, from_wire, shown
 from agent.image.records import Record
 from agent.link import Link
 
-FROM_DESTINATION = ("pong", "locked", "prepared", "committed", "awake")
+FROM_DESTINATION = ("pong", "locked", "time_waits_held", "prepared", "committed", "awake")
 
 
 class Conversation:

@@ -174,6 +174,7 @@ class DestinationMigration:
             host.add_connections(record)
         elif kind == "time_waits":
             host.add_time_waits(record)
+            self._link.send({"kind": "time_waits_held"})
         elif kind == "undo":
             raise from_wire(record.get("error"))
         elif kind == "handover":
@@ -216,12 +217,13 @@ class DestinationMigration:
             with contextlib.suppress(AgentError):
                 await self._faults.at("replay")
             host.replay(_packets(self._handover))
-            host.finish_time_waits()
         waking = asyncio.create_task(host.wake())
         listening = asyncio.create_task(self._late_packets())
         await waking
         with contextlib.suppress(PeerLost):
             self._link.send({"kind": "awake"})
+        with contextlib.suppress(AgentError):
+            host.finish_time_waits()
         await asyncio.wait({listening}, timeout=_GOODBYE)
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)

@@ -114,7 +114,7 @@ class DestinationHost(Host):
         self._locked_time_waits = True
         apply.run(render.time_waits(self._plan.id, ends))
         for one in wanted:
-            with contextlib.suppress(StreamError):  # its end may be in use here: let it go
+            with contextlib.suppress(StreamError, OSError):  # in use here, or no room: let it go
                 self._time_waits.append((time_wait.prepare(one), one))
 
     def finish_time_waits(self) -> None:

@@ -125,6 +125,7 @@ class SourceMigration:
             await talk.expect("locked")
             if time_waits := host.time_waits():
                 send({"kind": "time_waits", "rows": time_waits})
+                await talk.expect("time_waits_held")  # it would be busy in the blackout
             await host.hold_new_connections()
             send({"kind": "connections", **host.inventory()})
             host.lock()

@@ -31,8 +31,8 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _INET_REQUEST = struct.Struct("=BBBxI48s")
 # struct inet_diag_msg, what is wanted of it: family, state, source port, source, inode
 _INET = struct.Struct("=BBxxHxx16s44xI")
-# The whole of it: family, state, ports, addresses, receive and send queue, inode
-_INET_WHOLE = struct.Struct("=BBxxHH16s16s16xIIxxxxI")
+# The whole of it: family, state, ports, addresses, timer, receive and send queue, inode
+_INET_WHOLE = struct.Struct("=BBxxHH16s16s12xIIIxxxxI")
 # struct unix_diag_req
 _UNIX_REQUEST = struct.Struct("=BBxxIIIII")
 # struct unix_diag_msg: family, type, state, inode, cookie
@@ -82,6 +82,7 @@ class Ends(NamedTuple):
     remote: str
     remote_port: int
     inode: int  # 0 when no process has it
+    expires: int  # milliseconds until its timer runs out
 
 
 def orphans(family: int) -> Iterator[Ends]:
@@ -105,13 +106,15 @@ def _ends(family: int, states: int) -> Iterator[Ends]:
     request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states, bytes(48))
     size = 4 if family == socket.AF_INET else 16
     for data, start, _ in _dump(request):
-        _, _, port, peer_port, source, peer, _, _, inode = _INET_WHOLE.unpack_from(data, start)
+        fields = _INET_WHOLE.unpack_from(data, start)
+        _, _, port, peer_port, source, peer, expires, _, _, inode = fields
         yield Ends(
             socket.inet_ntop(family, source[:size]),
             socket.ntohs(port),
             socket.inet_ntop(family, peer[:size]),
             socket.ntohs(peer_port),
             inode,
+            expires,
         )
 
 

@@ -26,7 +26,7 @@ from agent.tcp.segment import ACK, FIN, Inject, segment
 from agent.tcp.stream import Stream
 
 LOG_GROUP = 0x5F17
-MAX_TIME_WAITS = 4096
+MAX_TIME_WAITS = 1024  # each takes a descriptor and 0.1 ms at the destination
 _PATIENCE = 0.05  # seconds for the answers, which come at once
 _MAPPED = "::ffff:"
 _TCP = socket.IPPROTO_TCP
@@ -52,15 +52,19 @@ class TimeWait(NamedTuple):
 
 
 def connections(addresses: Collection[str]) -> list[Connection]:
-    """Those in TIME_WAIT on local `addresses`, at most `MAX_TIME_WAITS`. Raises `OSError`."""
+    """Those in TIME_WAIT on local `addresses`, of which the latest `MAX_TIME_WAITS`.
+
+    The older one is, the less a FIN is still to be expected. Raises `OSError`.
+    """
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for one in sockdiag.time_waits(family):
             local, remote = one.local.removeprefix(_MAPPED), one.remote.removeprefix(_MAPPED)
             if local in addresses:
                 number = 6 if ":" in local else 4
-                found.append(Connection(number, local, one.local_port, remote, one.remote_port))
-    return found[:MAX_TIME_WAITS]
+                ends = Connection(number, local, one.local_port, remote, one.remote_port)
+                found.append((one.expires, ends))
+    return [ends for _, ends in sorted(found, reverse=True)[:MAX_TIME_WAITS]]
 
 
 def ask(wanted: Collection[Connection], log: PacketLog, inject: Inject) -> list[TimeWait]:
