@@ -24,6 +24,7 @@ from agent.plan import Plan
 from agent.tcp import opening, time_wait
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
+from agent.tcp.option_check import Sieve
 from agent.tcp.restoring import abandon, new_socket, release, restore
 from agent.tcp.stream import Stream, StreamError
 from agent.tcp.time_wait import TimeWait
@@ -48,6 +49,7 @@ class DestinationHost(Host):
         self._spare: dict[int, list[socket.socket]] = {family: [] for family in _FAMILIES}
         self._inheritable: set[int] = set()
         self._restored: list[tuple[socket.socket, Stream]] = []
+        self._sieve = Sieve()
         self._waking: list[Waking] = []
         self._time_waits: list[tuple[socket.socket, TimeWait]] = []
         self._locked_time_waits = False
@@ -142,6 +144,8 @@ class DestinationHost(Host):
             spare = self._spare.get(stream.family)
             sock = spare.pop() if spare else new_socket(stream.family)
             self._restored.append((sock, stream))
+            if self._plan.missing_options:
+                stream.options = self._sieve.possible(stream.options, stream.family)
             restore(stream, sock, boundary=self._plan.boundary)
 
     def store(self, name: str, data: bytes) -> None:

@@ -78,6 +78,7 @@ class Plan:
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent
+    missing_options: bool = False  # socket options that the destination lacks are left out
     link_hosts: tuple[str, ...] = ()  # where the destination's sshd was reached
     faults: tuple[str, ...] = ()  # POINT@ROLE=ACTION, see agent.fault
 
@@ -105,6 +106,7 @@ class Plan:
             max_blackout=_seconds(values["max_blackout"], "max_blackout"),
             replay=_boolean(values["replay"], "replay"),
             boundary=_boolean(values["boundary"], "boundary"),
+            missing_options=_boolean(values["missing_options"], "missing_options"),
             link_hosts=_tuple(values["link_hosts"], _text, MAX_LINK_HOSTS, "link_hosts"),
             faults=_tuple(values["faults"], _text, MAX_FAULTS, "faults"),
         )

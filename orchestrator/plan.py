@@ -47,6 +47,7 @@ class Options:
     address: tuple[str, ...] = ()  # service addresses that no socket shows
     replay: bool = True
     boundary: bool = True
+    missing_options: bool = False  # go without socket options that the destination lacks
     faults: tuple[str, ...] = ()
     link_hosts: tuple[str, ...] = ()  # where the destination's sshd was reached
 
@@ -143,6 +144,7 @@ class _Judge:
             max_blackout=options.max_blackout,
             replay=options.replay,
             boundary=options.boundary,
+            missing_options=options.missing_options,
             link_hosts=options.link_hosts,
             faults=options.faults,
         )
@@ -236,6 +238,9 @@ class _Judge:
                 offered=low["offered"],
                 **where,
             )
+        if not self.options.missing_options:
+            for lacking in self.found["missing_options"]:
+                yield refusal("option-missing", **lacking, **where)
         for one in self.process["processes"]:
             names = capabilities.names(one["capabilities"] & ~self.destination_host["capabilities"])
             if names:

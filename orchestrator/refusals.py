@@ -278,6 +278,11 @@ TABLE: dict[str, Words] = {
         "Raise the hard limit of sessions on {destination} (/etc/security/limits.conf, or the "
         "unit of sshd), or start the program with a lower one.",
     ),
+    "option-missing": Words(
+        "{destination} cannot give a TCP socket the option {option} that it has: {reason}",
+        "Provide it on {destination} (`modprobe` for a congestion control), or go without it: "
+        "--without-missing-options.",
+    ),
     "descriptor-limit": Words(
         "the agent on {host} needs {needed} descriptors for {sockets} sockets and may have {limit}",
         "Raise the hard limit of open files of sessions on {host} (`ulimit -Hn`).",

@@ -131,6 +131,16 @@ class ListenerFacts(TypedDict):
     fd: int
 
 
+class OptionFacts(NamedTuple):
+    """A socket option that TCP sockets of the tree have, once. On the wire: a list."""
+
+    family: int  # 4 or 6
+    level: int  # the numbers of setsockopt(2)
+    number: int
+    value: int  # 0 where it is not an int, and `data` has it
+    data: str  # hex
+
+
 class BoundFacts(TypedDict):
     """A UDP or unconnected TCP socket that has a port."""
 
@@ -165,6 +175,7 @@ class ProcessFacts(TypedDict):
     connections: list[ConnectionFacts]
     listeners: list[ListenerFacts]
     bound: list[BoundFacts]
+    options: list[OptionFacts]
     closing: dict[str, int]  # state -> count of closed sockets that the kernel still finishes
     others: list[OtherSocket]
 
@@ -199,12 +210,18 @@ class LowLimit(TypedDict):
     offered: int
 
 
+class MissingOption(TypedDict):
+    option: str  # its C name
+    reason: str
+
+
 class DestinationFacts(TypedDict):
     taken: list[TakenPid]
     files: list[FileProblem]
     ports: list[TakenPort]
     unix_names: list[str]  # of the process's, those in use here
     limits: list[LowLimit]
+    missing_options: list[MissingOption]  # of the process's
 
 
 _T = TypeVar("_T")

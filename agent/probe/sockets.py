@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from agent.kernel import uapi
 from agent.kernel.syscalls import pidfd_getfd
 from agent.probe.descriptors import Descriptor
-from agent.probe.facts import BoundFacts, ConnectionFacts, ListenerFacts
+from agent.probe.facts import BoundFacts, ConnectionFacts, ListenerFacts, OptionFacts
 from agent.probe.obstacles import Obstacles
+from agent.tcp import options
 from agent.tcp.dumping import was_connected
 from agent.tcp.opening import peer_name
+from agent.tcp.option_table import FCNTL
 
 IPPROTO_SMC = 256  # include/uapi/linux/in.h
 IPPROTO_SCTP = 132
@@ -30,6 +32,8 @@ IPPROTO_UDPLITE = 136
 SO_ZEROCOPY = 60  # include/uapi/asm-generic/socket.h, 4.14
 TCP_AO_INFO = 40  # include/uapi/linux/tcp.h, 6.7
 _AO_INFO_SIZE = 56  # struct tcp_ao_info_opt
+
+MAX_OPTIONS = 1000  # different ones, of all sockets
 
 # include/linux/socket.h; not every build of Python knows these by name
 _FAMILY_NAMES = {
@@ -62,6 +66,7 @@ class Sockets:
         self.connections: list[ConnectionFacts] = []
         self.listeners: list[ListenerFacts] = []
         self.bound: list[BoundFacts] = []
+        self.options: dict[OptionFacts, None] = {}  # each once, as they are found
         self.tcp: dict[int, Descriptor] = {}  # inode -> descriptor of those not closed
         self.unix: dict[int, Descriptor] = {}
 
@@ -141,6 +146,20 @@ class Sockets:
                 ConnectionFacts(family, address, port, remote, remote_port, state)
             )
         self._options(at, sock)
+        self._settings(at, sock, state)
+
+    def _settings(self, at: Descriptor, sock: socket.socket, state: int) -> None:
+        """The options that the destination will be asked for."""
+        try:
+            found = options.dump(sock, sock.family, state)
+        except options.FilterStays as error:
+            self._refuse("socket", at, what=error.message)
+            return
+        family = 4 if sock.family == socket.AF_INET else 6
+        for level, number, value in found:
+            if level != FCNTL and len(self.options) < MAX_OPTIONS:
+                plain = (value, "") if isinstance(value, int) else (0, value.hex())
+                self.options[OptionFacts(family, level, number, *plain)] = None
 
     def _options(self, at: Descriptor, sock: socket.socket) -> None:
         """What a connection has in the kernel beside TCP, and no one can carry over."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,11 +18,15 @@ from agent.probe.facts import (
     DestinationFacts,
     FileProblem,
     LowLimit,
+    MissingOption,
     ProcessFacts,
     TakenPid,
     TakenPort,
 )
+from agent.tcp import options
+from agent.tcp.option_check import missing
 
+_HEX = re.compile(r"([0-9a-f]{2})*")
 LIMIT = 50  # of one kind; the first few say it all
 _TCP_CLOSE_STATES = (uapi.TCP_CLOSE, uapi.TCP_TIME_WAIT)
 
@@ -44,7 +49,23 @@ def look(process: ProcessFacts) -> DestinationFacts:
         ports=_ports(process)[:LIMIT],
         unix_names=_unix_names(process),
         limits=_limits(process)[:LIMIT],
+        missing_options=_missing_options(process)[:LIMIT],
     )
+
+
+def _missing_options(process: ProcessFacts) -> list[MissingOption]:
+    """What sockets of the tree have and those of this host cannot: each is tried on a fresh one."""
+    found = []
+    for family, number in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+        rows = [
+            (one.level, one.number, bytes.fromhex(one.data) if one.data else one.value)
+            for one in process["options"]
+            if one.family == family and _HEX.fullmatch(one.data)
+        ]
+        rows = [row for row in rows if options.valid(*row)]
+        with contextlib.suppress(OSError):  # without the family, its ports tell
+            found += [(one.name, one.reason) for one in missing(rows, number)]
+    return [MissingOption(option=name, reason=reason) for name, reason in dict.fromkeys(found)]
 
 
 def _taken(process: ProcessFacts) -> list[TakenPid]:

@@ -98,6 +98,7 @@ class _Look:
             connections=self._sockets.connections,
             listeners=self._sockets.listeners,
             bound=self._sockets.bound,
+            options=list(self._sockets.options),
             closing=dict(neighbours.closing),
             others=neighbours.others,
         )

@@ -35,19 +35,36 @@ class Missing:
 def missing(options: Iterable[Recorded], family: int) -> list[Missing]:
     """Which of the recorded options this host, asked with a fresh socket, cannot give.
 
-    To go on without them is a choice: `without` leaves them out. Raises `OSError` where the host
+    To go on without them is a choice: `Sieve` leaves them out. Raises `OSError` where the host
     has no sockets of this family.
     """
     found = []
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        for level, number, value in options:
-            if level == FCNTL:
-                continue  # whether its process exists shows only when that is restored
+    for level, number, value in options:
+        if level == FCNTL:
+            continue  # whether its process exists shows only when that is restored
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
             try:
                 set_one(sock, level, number, _askable(level, number, value))
             except OSError as error:
                 found.append(Missing(level, number, value, _reason(level, number, value, error)))
     return found
+
+
+class Sieve:
+    """Leaves out what this host cannot give; each option and value is asked for once."""
+
+    def __init__(self) -> None:
+        self._possible: dict[tuple[int, int, int, OptionValue], bool] = {}
+
+    def possible(self, options: Iterable[Recorded], family: int) -> list[Recorded]:
+        kept: list[Recorded] = []
+        for level, number, value in options:
+            key = (family, level, number, value)
+            if key not in self._possible:
+                self._possible[key] = not missing([(level, number, value)], family)
+            if self._possible[key]:
+                kept.append((level, number, value))
+        return kept
 
 
 def _askable(level: int, number: int, value: OptionValue) -> OptionValue:
@@ -70,10 +87,3 @@ def _reason(level: int, number: int, value: OptionValue, error: OSError) -> str:
     if error.errno in (errno.EPERM, errno.EACCES):
         return "it is not permitted"
     return error.strerror or os.strerror(error.errno or errno.EIO)
-
-
-def without(options: Iterable[Recorded], left_out: Iterable[Missing]) -> list[Recorded]:
-    """The options but for those that are missing."""
-    numbers = {(one.level, one.number) for one in left_out}
-    return [(level, number, value) for level, number, value in options
-            if (level, number) not in numbers]  # fmt: skip

@@ -39,6 +39,10 @@ _OPTIONS = [
         "--images-dir", default=DEFAULT_IMAGES_DIR, show_default=True, metavar="DIR",
         help="Where images rest on both hosts; a tmpfs.",
     ),
+    click.option(
+        "--without-missing-options", is_flag=True,
+        help="Warn, and do not refuse, where DST lacks an option that a TCP socket has.",
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Say more: every stream, for instance."),
     click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
     # For tests and chaos experiments.
@@ -69,6 +73,7 @@ def make_request(given: dict[str, Any]) -> Any:
             address=tuple(given["address"]),
             replay=not given["test_no_replay"],
             boundary=not given["test_ignore_boundary"],
+            missing_options=given["without_missing_options"],
             faults=tuple(given["faults"]),
         )
     except AgentError as error:

@@ -160,6 +160,9 @@ class Driver:
         if isinstance(made, list):
             self._refuse(made)
             return
+        for lacking in facts["missing_options"]:
+            said = refusal("option-missing", destination=request.destination, **lacking)
+            self._reporter.note(f"warning: {said.message}")
         self.plan = made
         self._result["id"] = made.id
         self._reporter.checked((time.monotonic() - begin) * 1000, made, process)

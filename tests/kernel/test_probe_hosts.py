@@ -19,12 +19,13 @@ import pytest
 
 from agent import probe
 from agent.errors import ProtocolError
-from agent.kernel import proc
+from agent.kernel import proc, uapi
 from agent.probe import machine, target
 from agent.probe.facts import (
     DestinationFacts,
     FileFacts,
     HostFacts,
+    OptionFacts,
     ProcessFacts,
     validate,
 )
@@ -134,11 +135,31 @@ def test_without_capabilities() -> None:
     assert all(tried) and facts["choose_pid"] and "not permitted" in facts["choose_pid"]
 
 
+def test_options_that_sockets_have(process: ProcessFacts) -> None:
+    """What cannot be set here is told, once; what no socket can have is not tried."""
+    reno, nosuch = (name.ljust(16, b"\0").hex() for name in (b"reno", b"nosuch"))
+    process["options"] = [
+        OptionFacts(4, socket.IPPROTO_TCP, uapi.TCP_CONGESTION, 0, reno),
+        OptionFacts(4, socket.IPPROTO_TCP, uapi.TCP_CONGESTION, 0, nosuch),
+        OptionFacts(6, socket.IPPROTO_TCP, uapi.TCP_CONGESTION, 0, nosuch),
+        OptionFacts(4, socket.SOL_SOCKET, uapi.SO_KEEPALIVE, 1, ""),
+        OptionFacts(4, socket.SOL_SOCKET, uapi.SO_KEEPALIVE, 1 << 40, ""),
+        OptionFacts(4, socket.SOL_SOCKET, uapi.SO_SNDBUFFORCE, 1, ""),
+        OptionFacts(4, socket.SOL_SOCKET, uapi.SO_BINDTODEVICE, 0, "not hex"),
+    ]
+    assert destination(process)["missing_options"] == [
+        {"option": "TCP_CONGESTION", "reason": "there is no congestion control 'nosuch'"}
+    ]
+
+
 def test_nothing_in_the_way(process: ProcessFacts) -> None:
     process["listeners"] = [listener("10.77.0.100", 6379), listener("::", 6380)]
     process["connections"] = [established("10.77.0.100", "10.77.0.13")]
     facts = destination(process)
-    assert facts == {"taken": [], "files": [], "ports": [], "unix_names": [], "limits": []}
+    assert facts == {
+        "taken": [], "files": [], "ports": [], "unix_names": [], "limits": [],
+        "missing_options": [],
+    }  # fmt: skip
 
 
 def test_pids_and_threads_that_are_taken(process: ProcessFacts) -> None:

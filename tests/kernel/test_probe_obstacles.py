@@ -28,6 +28,10 @@ def start() -> Iterator[Start]:
         ("socket", "AF_VSOCK", "s = socket.socket(40, socket.SOCK_STREAM)"),
         ("zero-copy", "127.0.0.1:",
          "s = socket.socket(); s.setsockopt(1, 60, 1); s.bind(('127.0.0.1', 0)); s.listen()"),
+        ("socket", "513 instructions",
+         "s = socket.socket(); p = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 9)"
+         " * 513); s.setsockopt(1, 26, struct.pack('@HP', 513, ctypes.addressof(p)));"
+         "s.bind(('127.0.0.1', 0)); s.listen()"),
         ("descriptor", "io_uring",
          "s = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120))"),
         ("descriptor", "userfaultfd", "s = ctypes.CDLL(None).syscall(323, 1)"),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.kernel import uapi
 from agent.probe.errors import (
     AgentItself,
     KernelThread,
@@ -23,6 +25,7 @@ from agent.probe.errors import (
     NotAProcess,
     Zombie,
 )
+from agent.probe.facts import OptionFacts
 from tests.support.netns import Namespace
 from tests.support.processes import Start, look, processes
 
@@ -100,6 +103,26 @@ def test_mapped_ipv4_is_told_as_ipv4(start: Start) -> None:
         ("::", False),
         ("::1", True),
     ]
+
+
+def test_options_of_tcp_sockets(start: Start) -> None:
+    """Each once; what is as on a fresh socket is not told."""
+    pid = start(
+        """
+        listeners = [socket.socket() for _ in range(3)]
+        for one in listeners:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            one.bind(("127.0.0.1", 0)); one.listen()
+        """
+    )
+    found = [OptionFacts(*one) for one in look(pid)["options"]]
+    reno = b"reno".ljust(16, b"\0").hex()
+    assert set(found) >= {
+        OptionFacts(4, socket.SOL_SOCKET, uapi.SO_MARK, 7, ""),
+        OptionFacts(4, socket.IPPROTO_TCP, uapi.TCP_CONGESTION, 0, reno),
+    }
+    assert len(found) == 2
 
 
 def test_names_that_are_not_utf8(start: Start, tmp_path: Path) -> None:

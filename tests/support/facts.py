@@ -160,13 +160,14 @@ class Case:
             connections=[established("10.77.0.100", "10.77.0.13")],
             listeners=[listener("10.77.0.100", 6379)],
             bound=[],
+            options=[],
             closing={},
             others=[other("10.77.0.11")],
         )
     )
     found: DestinationFacts = field(
         default_factory=lambda: DestinationFacts(
-            taken=[], files=[], ports=[], unix_names=[], limits=[]
+            taken=[], files=[], ports=[], unix_names=[], limits=[], missing_options=[]
         )
     )
     options: Options = field(default_factory=Options)

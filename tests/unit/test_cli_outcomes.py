@@ -119,6 +119,19 @@ def test_refused(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cron" in err and "/run/redis.sock" in err
 
 
+def test_an_option_that_is_missing(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    case = Case()
+    case.found["missing_options"] = [{"option": "SO_BINDTODEVICE", "reason": "no device 'eth9'"}]
+    setting.use(case)
+    status, found = answer(capsys, *MOVE)
+    assert (status, found["error"]["code"]) == (3, "option-missing")
+
+    setting.use(case)
+    status, out, err = ended(capsys, *MOVE, "--without-missing-options", "-q")
+    assert (status, out) == (0, "")
+    assert err.startswith("migrate: warning: dst cannot give") and "eth9" in err
+
+
 def test_a_host_that_cannot_be_reached(
     setting: Setting, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ PLAN = Plan(
     max_blackout=2.5,
     replay=False,
     boundary=False,
+    missing_options=True,
     link_hosts=("10.77.0.12",),
     faults=("ship@source=kill",),
 )

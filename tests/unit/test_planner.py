@@ -183,6 +183,9 @@ CASES: list[tuple[str, str, str, Spoil]] = [
     ("limit-too-low", "'Max open files' at unlimited, dst allows 1024", "limits.conf",
      lambda case: case.found["limits"].append(
          {"pid": 5000, "limit": "Max open files", "needed": -1, "offered": 1024})),
+    ("option-missing", "dst cannot give a TCP socket the option TCP_CONGESTION", "modprobe",
+     lambda case: case.found["missing_options"].append(
+         {"option": "TCP_CONGESTION", "reason": "there is no congestion control 'dctcp'"})),
     ("descriptor-limit", "the agent on src needs 258 descriptors for 2 sockets", "ulimit",
      host("src", descriptors=200)),
     ("memory-short", "dst has 32 MiB of memory left, 80 MiB are needed", "Free memory",
@@ -202,6 +205,13 @@ def test_refusal(code: str, message: str, hint: str, spoil: Spoil) -> None:
     assert hint in first.hint
     assert not more
     assert "{" not in first.message + first.hint
+
+
+def test_going_without_options() -> None:
+    case = Case(options=Options(missing_options=True))
+    case.found["missing_options"].append({"option": "SO_MARK", "reason": "it is not permitted"})
+    made = case.judge()
+    assert isinstance(made, Plan) and made.missing_options
 
 
 def test_every_code_has_a_case() -> None:
