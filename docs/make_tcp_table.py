@@ -14,7 +14,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.tcp.option_stays import STAYS  # noqa: E402
-from agent.tcp.option_table import TABLE, Option  # noqa: E402
+from agent.tcp.option_table import LISTENING, OPENING, TABLE, Option  # noqa: E402
 
 TARGET = Path(__file__).with_name("tcp-engine.md")
 MARK = "<!-- generated below by docs/make_tcp_table.py -->\n"
@@ -97,7 +97,8 @@ BY_PASST = {"TCP_NODELAY": "always on", "SO_REUSEADDR": "always on", "SO_PEEK_OF
 SHOWN_NAMES = {"F_SETFL": "O_ASYNC", "F_SETOWN_EX": "F_SETOWN, F_SETOWN_EX"}
 NOT_BY_CRIU_V6 = {"IP_FREEBIND": "by CRIU (IPv6 too)", "IP_TOS": "by CRIU (IPv4 sockets)",
                   "IP_TTL": "by CRIU (IPv4 sockets)"}  # fmt: skip
-CONNECTION = "tests/kernel/test_tcp_options.py::test_option_of_a_connection"
+ESTABLISHED = "tests/kernel/test_tcp_options.py::test_option_of_a_connection"
+OPENED = "tests/kernel/test_tcp_options.py::test_option_of_an_opening_connection"
 LISTENER = "tests/kernel/test_tcp_options.py::test_option_of_a_listener"
 
 
@@ -117,8 +118,12 @@ def states() -> list[str]:
 
 def ours(option: Option) -> str:
     """Of which sockets the option moves."""
-    if option.listener:
+    if option.name == "TCP_WINDOW_CLAMP":
+        return "yes, of connections a field"
+    if option.of == LISTENING:
         return "yes, of listeners"
+    if option.of == OPENING:
+        return "yes, before there is a connection"
     return "yes; of connections with control messages" if option.rare else "yes"
 
 
@@ -128,7 +133,7 @@ def options() -> list[str]:
     for one in sorted(TABLE, key=lambda one: (one.level, SHOWN_NAMES.get(one.name, one.name))):
         name = SHOWN_NAMES.get(one.name, one.name)
         criu = NOT_BY_CRIU_V6.get(one.name, "by CRIU") if one.name in BY_CRIU else "no"
-        test = LISTENER if one.listener else CONNECTION
+        test = (ESTABLISHED, OPENED, LISTENER)[one.of]
         lines.append(
             f"| {name} | {ours(one)} | {criu} | {BY_PASST.get(one.name, 'no')} | `{test}` |"
         )
@@ -151,8 +156,8 @@ def page(current: str) -> str:
     parts = (
         ["## States and data", "", *states()],
         ["## Options", "",
-         f"There are {len(TABLE)}. The two tests have a case for each, over IPv4, IPv6 and mapped "
-         "addresses.", "", *options()],
+         f"There are {len(TABLE)}. The three tests have a case for each, over IPv4, IPv6 and "
+         "mapped addresses.", "", *options()],
         ["## Options that stay", "",
          "These and the ones above are all that the kernel's headers know.", "", *stays()],
     )  # fmt: skip

@@ -80,7 +80,6 @@ STAYS: tuple[Stays, ...] = (
     Stays("SO_PASSRIGHTS", 83, _OTHERS),
     Stays("SO_INQ", 84, _OTHERS),
     Stays("TCP_MAXSEG", 2, _FIELD),
-    Stays("TCP_WINDOW_CLAMP", 10, _FIELD),
     Stays("TCP_INFO", 11, _UNSET),
     Stays("TCP_MD5SIG", 14, _KEYS),
     Stays("TCP_THIN_DUPACK", 17, "does nothing since 4.11"),

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from agent.kernel import uapi
 
 OptionValue = int | bytes
+# How much of the table a socket can still use: once it is connected, nothing looks at what bind(),
+# connect() or listen() go by.
+CONNECTION, OPENING, LISTENING = range(3)
 MAX_FILTER = 512  # instructions of a socket's filter, of the 4096 that the kernel takes
 
 TCP, SOL, IP, IPV6 = (
@@ -43,7 +46,7 @@ class Option:
     lengths: tuple[int, ...]
     family: int  # the one family it exists for, or 0
     late: bool  # set by `release`, after the stream has left repair mode and is in its state again
-    listener: bool  # read of a listening socket only: no other looks at it
+    of: int  # CONNECTION, OPENING or LISTENING: read of sockets that are so, and of those behind
     # The readings that cannot stay quiet where it is set: without one it need not be read
     seen_by: tuple[str, ...]
     rare: bool  # a connection that is quiet in all of `ANCILLARY` does not use it: it is not read
@@ -63,7 +66,7 @@ def _option(
     size: int = 0,
     lengths: tuple[int, ...] = (),
     late: bool = False,
-    listener: bool = False,
+    of: int = CONNECTION,
     seen_by: tuple[str, ...] = (),
     rare: bool = False,
     fixed: OptionValue | None = None,
@@ -80,7 +83,7 @@ def _option(
         lengths,
         family,
         late,
-        listener,
+        of,
         seen_by,
         rare,
         fixed,
@@ -100,11 +103,11 @@ TABLE: tuple[Option, ...] = (
     # Leaving repair mode clears the first; the second the restore needs for itself.
     _option("SO_REUSEADDR", (0, 2), late=True),
     _option("IP_TRANSPARENT", late=True),
-    _option("IPV6_V6ONLY", listener=True, fixed=0),
-    _option("IP_FREEBIND"),
-    _option("IP_BIND_ADDRESS_NO_PORT", listener=True),
-    _option("IP_LOCAL_PORT_RANGE", _INT, listener=True),
-    _option("IPV6_ADDR_PREFERENCES", (0, 0xFFF), listener=True),
+    _option("IPV6_V6ONLY", of=LISTENING, fixed=0),
+    _option("IP_FREEBIND", of=OPENING),
+    _option("IP_BIND_ADDRESS_NO_PORT", of=LISTENING),
+    _option("IP_LOCAL_PORT_RANGE", _INT, of=LISTENING),
+    _option("IPV6_ADDR_PREFERENCES", (0, 0xFFF), of=LISTENING),
     _option("SO_BINDTODEVICE", size=16),
     _option("SO_MARK", _INT),
     # IP_TOS sets the priority, too.
@@ -126,7 +129,7 @@ TABLE: tuple[Option, ...] = (
     _option("SO_OOBINLINE"),
     _option("SO_LINGER", lengths=(8,)),
     _option("SO_REUSEPORT"),
-    _option("SO_INCOMING_CPU", _INT, listener=True),
+    _option("SO_INCOMING_CPU", _INT, of=LISTENING),
     _option("SO_RCVLOWAT", _POSITIVE),
     _option("SO_RCVTIMEO", lengths=(16,)),
     _option("SO_SNDTIMEO", lengths=(16,)),
@@ -143,21 +146,22 @@ TABLE: tuple[Option, ...] = (
     _option("TCP_KEEPIDLE", (1, 32767)),
     _option("TCP_KEEPINTVL", (1, 32767)),
     _option("TCP_KEEPCNT", (1, 127)),
-    _option("TCP_SYNCNT", (1, 255)),
+    _option("TCP_SYNCNT", (1, 255), of=OPENING),
     _option("TCP_LINGER2", (-1, (1 << 31) - 1)),
-    _option("TCP_DEFER_ACCEPT", _COUNT),
+    _option("TCP_DEFER_ACCEPT", _COUNT, of=OPENING),
     _option("TCP_CONGESTION", size=16, fixed=b"cubic".ljust(16, b"\0")),
     _option("TCP_THIN_LINEAR_TIMEOUTS"),
     _option("TCP_USER_TIMEOUT", _COUNT),
     _option("TCP_RTO_MAX_MS", _POSITIVE, fixed=120_000),
     _option("TCP_RTO_MIN_US", _POSITIVE, fixed=200_000),
     _option("TCP_DELACK_MAX_US", _POSITIVE),
-    _option("TCP_FASTOPEN", _COUNT, listener=True),
-    _option("TCP_FASTOPEN_NO_COOKIE", listener=True),
-    _option("TCP_FASTOPEN_KEY", lengths=(16, 32), listener=True, seen_by=("TCP_FASTOPEN",),
+    _option("TCP_WINDOW_CLAMP", _COUNT, of=LISTENING),  # of a connection it is a field
+    _option("TCP_FASTOPEN", _COUNT, of=LISTENING),
+    _option("TCP_FASTOPEN_NO_COOKIE", of=LISTENING),
+    _option("TCP_FASTOPEN_KEY", lengths=(16, 32), of=LISTENING, seen_by=("TCP_FASTOPEN",),
             fixed=b""),
     _option("TCP_NOTSENT_LOWAT", _INT),
-    _option("TCP_SAVE_SYN", (0, 2)),
+    _option("TCP_SAVE_SYN", (0, 2), of=OPENING),
     _option("TCP_INQ"),
     _option("TCP_TX_DELAY", (0, (1 << 28) - 1)),
     _option("TCP_CORK"),

@@ -26,8 +26,11 @@ from agent.tcp.option_table import (
     ANCILLARY,
     BY_NAME,
     BY_NUMBER,
+    CONNECTION,
     COUNTERS,
     FCNTL,
+    LISTENING,
+    OPENING,
     READINGS,
     TABLE,
     Option,
@@ -37,6 +40,7 @@ from agent.tcp.option_table import OptionValue as OptionValue  # of a stream's o
 Recorded = tuple[int, int, OptionValue]  # level, number, value
 
 _SOL = socket.SOL_SOCKET
+_KINDS = {uapi.TCP_LISTEN: LISTENING, uapi.TCP_SYN_SENT: OPENING}
 _ECN = 3  # the bits of IP_TOS and IPV6_TCLASS that the kernel sets itself (RFC 3168)
 _NO_OWNER = bytes(uapi.F_OWNER_EX.size)
 _LINGER = struct.Struct("=ii")  # struct linger { int l_onoff, l_linger; } (linux/socket.h)
@@ -109,12 +113,12 @@ def _read_filter(sock: socket.socket) -> bytes:
 
 
 @functools.lru_cache(maxsize=8)
-def _plan(family: int, listening: bool) -> _Plan:
-    values = _fresh(family, listening)
+def _plan(family: int, kind: int) -> _Plan:
+    values = _fresh(family, kind)
 
     def shown_by(one: Option) -> Collection[str]:
         """A listening socket is read in full: there are few, and all that they accept inherits."""
-        return one.seen_by or (ANCILLARY if one.rare and not listening else ())
+        return one.seen_by or (ANCILLARY if one.rare and kind != LISTENING else ())
 
     def shows(name: str) -> _Shown:
         found = (BY_NAME[other] for other in values if other in BY_NAME)
@@ -147,12 +151,12 @@ def _plan(family: int, listening: bool) -> _Plan:
     return _Plan(tuple(calls), tuple(rows), fresh, tuple(recorded), *map(shows, others))
 
 
-def _fresh(family: int, listening: bool) -> dict[str, OptionValue]:
+def _fresh(family: int, kind: int) -> dict[str, OptionValue]:
     """What a fresh socket has, of all that this kernel knows."""
     values: dict[str, OptionValue] = {}
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         for option in TABLE:
-            if option.family in (0, family) and option.listener <= listening:
+            if option.family in (0, family) and option.of <= kind:
                 with contextlib.suppress(OSError):
                     values[option.name] = _read(sock, option)
         for name, (level, number, size) in READINGS.items():
@@ -164,9 +168,9 @@ def _fresh(family: int, listening: bool) -> dict[str, OptionValue]:
 def warm_up() -> None:
     """Learn the defaults ahead of time, as the first `dump` would."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        for listening in (False, True):
+        for kind in (CONNECTION, OPENING, LISTENING):
             try:
-                _plan(family, listening)
+                _plan(family, kind)
             except OSError:
                 continue  # the family is switched off on this host
 
@@ -185,8 +189,8 @@ def dump(
     """
     get: Callable[..., Any] = sock.getsockopt
     if state is None:
-        state = uapi.TCP_LISTEN if get(_SOL, uapi.SO_ACCEPTCONN) else uapi.TCP_ESTABLISHED
-    plan = _plan(family, state == uapi.TCP_LISTEN)
+        state = get(socket.IPPROTO_TCP, uapi.TCP_INFO, 1)[0]
+    plan = _plan(family, _KINDS.get(state, CONNECTION))
     values = list(starmap(get, plan.calls))
     options = list(plan.recorded)
     shown: list[tuple[Option, OptionValue]] = []
@@ -280,7 +284,7 @@ def _given() -> dict[tuple[int, int], tuple[OptionValue, OptionValue]]:
         except OSError:
             continue
         with sock:
-            for level, number, value in _plan(family, True).recorded:
+            for level, number, value in _plan(family, LISTENING).recorded:
                 fixed = BY_NUMBER[level, number].fixed
                 assert fixed is not None
                 with contextlib.suppress(OSError):  # then nobody can have it here

@@ -20,7 +20,7 @@ from agent.kernel.syscalls import connect_unspecified
 from agent.tcp import options
 from agent.tcp.dumping import dump
 from agent.tcp.option_check import Missing, Sieve, missing
-from agent.tcp.option_table import BY_NAME, FCNTL, MAX_FILTER
+from agent.tcp.option_table import BY_NAME, CONNECTION, FCNTL, LISTENING, MAX_FILTER
 from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host
@@ -111,7 +111,7 @@ def test_in_place(pair: tuple[Host, Host], family: int) -> None:
     server, client = pair
     with connected(server, client, family) as held:
         level = socket.AF_INET if family == 4 else socket.AF_INET6
-        for name in of_family(level, listening=False):
+        for name in of_family(level, CONNECTION):
             if not name.startswith(("SO_TIMESTAMP", "IPV6_RTHDR", "SO_RESERVE_MEM")):
                 give(held.server, name)
         image = Stream.from_wire(dump(held.server).to_wire())
@@ -216,7 +216,7 @@ def test_nothing_is_missing_of_what_can_be_set(pair: tuple[Host, Host]) -> None:
     for family in (socket.AF_INET, socket.AF_INET6):
         wanted = [
             (*key(name), CASES[name].value)
-            for name in of_family(family, listening=True)
+            for name in of_family(family, LISTENING)
             if name != "SO_RESERVE_MEM"  # needs memory cgroups
         ]
         assert pair[0].run(missing, wanted, family) == []

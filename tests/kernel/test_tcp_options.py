@@ -16,7 +16,7 @@ from agent.kernel.syscalls import ioctl_int
 from agent.tcp.dumping import dump
 from agent.tcp.option_check import missing
 from agent.tcp.option_stays import STAYS
-from agent.tcp.option_table import TABLE, level_of
+from agent.tcp.option_table import BY_NAME, CONNECTION, LISTENING, OPENING, TABLE, level_of
 from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
 from tests.support.netns import Host, wait_until
@@ -33,6 +33,7 @@ _VARIANTS = (
 # SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST: what connection tracking knows
 _NETFILTER = {(socket.IPPROTO_IP, 80), (socket.IPPROTO_IPV6, 80)}
 _libc = ctypes.CDLL(None)
+NOBODY = {"ipv4": "10.99.0.99", "ipv6": "fd99::99", "mapped": "::ffff:10.99.0.99"}
 KINDS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "mapped": socket.AF_INET6}
 
 
@@ -82,7 +83,7 @@ def given(sock: socket.socket, name: str) -> bool:
 
 def moved(host: Host, sock: socket.socket) -> tuple[Stream, socket.socket]:
     """The image as it arrives, and the socket made of it, released."""
-    image = Stream.from_wire(dump(sock).to_wire())
+    image = Stream.from_wire(host.run(dump, sock).to_wire())
     abandon(sock)
     restored = host.run(restore, image)
     if image.state != uapi.TCP_LISTEN:
@@ -128,7 +129,7 @@ def test_options_of_a_connection(pair: tuple[Host, Host], kind: str, without: se
     with connection(server, client, kind) as held:
         wanted = {
             name
-            for name in of_family(KINDS[kind], listening=False)
+            for name in of_family(KINDS[kind], CONNECTION)
             if name not in without and given(held.server, name)
         }
         before, held.server = moved(server, held.server)
@@ -138,7 +139,7 @@ def test_options_of_a_connection(pair: tuple[Host, Host], kind: str, without: se
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in KINDS for name in of_family(KINDS[kind], listening=False)],
+    [(kind, name) for kind in KINDS for name in of_family(KINDS[kind], CONNECTION)],
 )
 def test_option_of_a_connection(pair: tuple[Host, Host], kind: str, name: str) -> None:
     """None needs another one; and what was not set stays as the kernel has it."""
@@ -155,7 +156,30 @@ def test_option_of_a_connection(pair: tuple[Host, Host], kind: str, name: str) -
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, name) for kind in KINDS for name in of_family(KINDS[kind], listening=True)],
+    [(kind, name) for kind in KINDS for name in of_family(KINDS[kind], OPENING)],
+)
+def test_option_of_an_opening_connection(pair: tuple[Host, Host], kind: str, name: str) -> None:
+    """Nobody answers; what counts for the next SYN is not lost."""
+    server, _ = pair
+    with server.socket(KINDS[kind], socket.SOCK_STREAM) as sock:
+        before_connect = BY_NAME[name].of == OPENING
+        if before_connect and not given(sock, name):
+            return
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect((NOBODY[kind], 80))
+        if not before_connect and not given(sock, name):
+            return
+        before, restored = moved(server, sock)
+    with restored:
+        assert before.state == uapi.TCP_SYN_SENT
+        assert (*key(name), CASES[name].value) in before.options
+        assert server.run(image_of, restored).options == before.options
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in KINDS for name in of_family(KINDS[kind], LISTENING)],
 )
 def test_option_of_a_listener(pair: tuple[Host, Host], kind: str, name: str) -> None:
     if (kind, name) == ("mapped", "IPV6_V6ONLY"):

@@ -67,6 +67,7 @@ _VALUES: dict[str, OptionValue | Case] = {
     "TCP_RTO_MAX_MS": 60_000,
     "TCP_RTO_MIN_US": 100_000,
     "TCP_DELACK_MAX_US": 80_000,
+    "TCP_WINDOW_CLAMP": 40_000,
     "TCP_FASTOPEN": Case(5, along=("TCP_FASTOPEN_KEY",)),
     "TCP_FASTOPEN_KEY": Case(bytes(range(32)), before=("TCP_FASTOPEN",)),
     "TCP_NOTSENT_LOWAT": 20_000,
@@ -132,8 +133,9 @@ def with_all(name: str) -> set[tuple[int, int]]:
     return {key(name), *map(key, one.along)}.union(*map(with_all, one.before))
 
 
-def of_family(family: int, *, listening: bool) -> list[str]:
-    return [one.name for one in TABLE if one.family in (0, family) and one.listener <= listening]
+def of_family(family: int, kind: int) -> list[str]:
+    """The options of CONNECTION, OPENING or LISTENING sockets."""
+    return [one.name for one in TABLE if one.family in (0, family) and one.of <= kind]
 
 
 @contextlib.contextmanager
