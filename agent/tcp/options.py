@@ -166,13 +166,14 @@ def _fresh(family: int, kind: int) -> dict[str, OptionValue]:
 
 
 def warm_up() -> None:
-    """Learn the defaults ahead of time, as the first `dump` would."""
+    """Learn the defaults ahead of time, as the first `dump` and `restore` would."""
     for family in (socket.AF_INET, socket.AF_INET6):
         for kind in (CONNECTION, OPENING, LISTENING):
             try:
                 _plan(family, kind)
             except OSError:
                 continue  # the family is switched off on this host
+    _given()
 
 
 def dump(
