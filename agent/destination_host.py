@@ -21,7 +21,7 @@ from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases
 from agent.plan import Plan
-from agent.tcp import opening, time_wait
+from agent.tcp import opening, options, time_wait
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
 from agent.tcp.option_check import Sieve
@@ -188,6 +188,7 @@ class DestinationHost(Host):
         assert self._tree is not None
         for sock, stream in self._restored:
             if not stream.has_peer:
+                options.restore_owner(sock, stream.options)
                 continue
             waking = Waking(sock, stream, time.monotonic())
             with contextlib.suppress(OSError):  # such a stream then reports no answer

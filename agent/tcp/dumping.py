@@ -26,6 +26,7 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 # tcpi_state, tcpi_options, the byte of both window scales; tcpi_unacked and tcpi_sacked,
 # which for a listening socket are the accept queue's length and limit
 _INFO = struct.Struct("=B4xBB17xII")
+_INFO_SIZE = 120  # to tcpi_max_pacing_rate, which `options` looks at
 
 _EVENTS = select.POLLIN | select.POLLPRI | select.POLLRDHUP
 # Bytes of a segment: as a rule, and with BIG TCP (GSO_MAX_SIZE, include/linux/netdevice.h)
@@ -39,9 +40,10 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     When it fails, the socket is as before. Raises `StreamError` where it cannot be moved as it is,
     `OSError` from the kernel.
     """
-    state, negotiated, scales, accepting, accept_limit = _INFO.unpack_from(
-        sock.getsockopt(_TCP, uapi.TCP_INFO, 64)
-    )
+    info = sock.getsockopt(_TCP, uapi.TCP_INFO, _INFO_SIZE)
+    memory = sock.getsockopt(_SOL, uapi.SO_MEMINFO, uapi.MEMINFO.size)
+    state, negotiated, scales, accepting, accept_limit = _INFO.unpack_from(info)
+    sizes = uapi.MEMINFO.unpack(memory)
     local = sock.getsockname()
     family = socket.AF_INET if len(local) == 2 else socket.AF_INET6  # sock.family is slow
     stream = Stream(
@@ -50,11 +52,11 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
         state=state,
         local=(local[0].partition("%")[0], local[1]),
         remote=("", 0),
-        send_buffer=sock.getsockopt(_SOL, uapi.SO_SNDBUF),
-        receive_buffer=sock.getsockopt(_SOL, uapi.SO_RCVBUF),
+        send_buffer=sizes[3],
+        receive_buffer=sizes[1],
         buffer_locks=sock.getsockopt(_SOL, uapi.SO_BUF_LOCK),
         nonblocking=int(not os.get_blocking(sock.fileno())),
-        options=options.dump(sock, family),
+        options=options.dump(sock, family, state, info, memory),
     )
     if family == socket.AF_INET6:
         stream.scope = local[3]
@@ -90,7 +92,7 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says more
             sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
-            options.restore_late(sock, stream.options)  # known here only: repair mode hides them
+            options.restore_cleared(sock, stream.options)  # known here only: repair mode hides them
         raise
     return stream
 

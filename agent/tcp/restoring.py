@@ -249,7 +249,7 @@ def probe_again(sock: socket.socket, stream: Stream) -> None:
     once more sends a probe all the same (do_tcp_setsockopt(), since 3.5).
     """
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
-    options.restore_late(sock, stream.options)
+    options.restore_cleared(sock, stream.options)
 
 
 def abandon(sock: socket.socket) -> None:
