@@ -39,6 +39,7 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.blackout
 	$(PYTHON) -m tests.bench.stall
 	$(PYTHON) -m tests.bench.boundary
+	$(PYTHON) -m tests.bench.streams
 	$(PYTHON) -m tests.bench.throughput
 
 nightly: venv ## fuzz the decoder of TCP streams for ten minutes
