@@ -155,8 +155,8 @@ def _peek_sent(sock: socket.socket, length: int, stream: Stream) -> bytes:
         return b""
     for before in _ACKNOWLEDGED:
         if len(data := sock.recv(length + before, _PEEK)) < length + before:
-            break
-    if len(data) < length:
+            break  # recv() says more than there was room for, too
+    if not length <= len(data) < length + before:
         detail = f"its send queue gave {len(data)} of {length} bytes"
         raise StreamError(stream=stream.name, detail=detail)
     return data[-length:]
