@@ -3,6 +3,7 @@ has there: lock, capture, replay and address."""
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 
 from agent.address import AddressMover
@@ -73,6 +74,7 @@ class Lab:
             host.ip("route", "change", "10.99.0.0/24", *rtt)
             host.ip("-6", "route", "add", "fd99::/64", "metric", "100", *rtt)
         self.sites = [Site(host, undo) for host in sources]
+        self.moved: Counter[str] = Counter()  # (how, in which shape)
         self._off: dict[TunHost, tuple[str, ...]] = dict.fromkeys(hosts, ())
 
     def switch_off(self, host: TunHost, names: tuple[str, ...]) -> None:

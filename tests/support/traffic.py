@@ -30,6 +30,10 @@ from tests.support.wire import ENDS, End, Wire, other
 
 KINDS = {"ipv4": 4, "ipv6": 6, "mapped": 4}
 MOVES = ("away", "fresh", "disconnect", "rollback")
+SENT, UNSENT, BOTH, RECEIVED = "sent", "unsent", "sent and unsent", "received"
+PEER_SHUT, SHUT = "the peer's window shut", "its own window shut"
+STATES = ("ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "CLOSING", "LAST_ACK")
+SHAPES = (*STATES, SENT, UNSENT, BOTH, RECEIVED, PEER_SHUT, SHUT)
 DEADLINE = 20.0  # seconds until all has arrived; the longest that is seen is less than one
 
 _TCP, _SOL = socket.IPPROTO_TCP, socket.SOL_SOCKET
@@ -178,6 +182,7 @@ class Run:
         stream = engine.dump(service.sock)
         self.trace.append(f"     {_summary(stream)}")
         assert stream.state == state(service.sock)
+        self.lab.moved.update(f"{how}: {one}" for one in _shapes(stream))
         self._nothing_comes_out()
         if how == "rollback":
             here.unlock()
@@ -339,6 +344,20 @@ class Run:
 
 
 _runs = itertools.count()
+
+
+def _shapes(stream: Stream) -> Iterator[str]:
+    """Of `SHAPES` those that a stream has."""
+    yield uapi.STATE_NAMES[stream.state]
+    sent = len(stream.send_queue) - stream.unsent
+    if sent or stream.unsent:
+        yield BOTH if sent and stream.unsent else SENT if sent else UNSENT
+    if stream.receive_queue:
+        yield RECEIVED
+    if not stream.window[1]:
+        yield PEER_SHUT
+    if not stream.window[3]:
+        yield SHUT
 
 
 def _summary(stream: Stream) -> str:
