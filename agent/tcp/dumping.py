@@ -15,7 +15,7 @@ import struct
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
-from agent.tcp import opening, options, urgent
+from agent.tcp import opening, options, pacing, urgent
 from agent.tcp.fins import queued_fin, received_fin
 from agent.tcp.stream import MOVABLE, Stream, StreamError
 
@@ -88,7 +88,7 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     stream.receive_scale = scales >> 4
     stream.read_shut = int(bool(events & select.POLLRDHUP) and not received_fin(state))
     try:
-        _dump_repair(sock, stream, events)
+        _dump_repair(sock, stream, events, info)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says more
             sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
@@ -118,7 +118,7 @@ def _dump_closed(sock: socket.socket, stream: Stream, events: int) -> None:
     stream.receive_queue = _peek(sock, ioctl_int(sock.fileno(), uapi.SIOCINQ), stream, "receive")
 
 
-def _dump_repair(sock: socket.socket, stream: Stream, events: int) -> None:
+def _dump_repair(sock: socket.socket, stream: Stream, events: int, info: bytes) -> None:
     get, set_option, fd = sock.getsockopt, sock.setsockopt, sock.fileno()
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     stream.window_clamp = get(_TCP, uapi.TCP_WINDOW_CLAMP)
@@ -128,7 +128,8 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int) -> None:
         return
     stream.mss = get(_TCP, uapi.TCP_MAXSEG)  # in repair mode: mss_clamp, the peer's option
     if stream.negotiated & uapi.TCPI_OPT_TIMESTAMPS:
-        stream.timestamp = get(_TCP, uapi.TCP_TIMESTAMP) & 0xFFFFFFFF
+        clock = get(_TCP, uapi.TCP_TIMESTAMP)
+        stream.timestamp = pacing.last_timestamp(clock, info, stream.options)
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     length = ioctl_int(fd, uapi.SIOCOUTQ)

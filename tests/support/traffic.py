@@ -38,6 +38,7 @@ DEADLINE = 20.0  # seconds until all has arrived; the longest that is seen is le
 
 _TCP, _SOL = socket.IPPROTO_TCP, socket.SOL_SOCKET
 _TAIL = 3000  # bytes that each end sends at last, to see that it still can
+_ROUNDS_TO_FILL = 8
 _WAKE = 0.05  # seconds that a release may wait for the peer before the next move
 _PROBE_EVERY = 0.008
 _ENDED = (uapi.TCP_CLOSE, uapi.TCP_TIME_WAIT)
@@ -112,6 +113,13 @@ class Run:
                 end.sent += count
                 data = data[count:]
 
+    def do_fill(self, name: str) -> None:
+        """What it takes to shut the other end's window, as that end reads nothing."""
+        for _ in range(_ROUNDS_TO_FILL):
+            self.do_send(name, 100_000)
+            if not self._wire.carry_all():
+                return
+
     def do_read(self, name: str, size: int) -> None:
         """As much as is there."""
         end, sender = self._ends[name], self._ends[other(name)]
@@ -182,7 +190,8 @@ class Run:
         stream = engine.dump(service.sock)
         self.trace.append(f"     {_summary(stream)}")
         assert stream.state == state(service.sock)
-        self.lab.moved.update(f"{how}: {one}" for one in _shapes(stream))
+        for shape in _shapes(stream):
+            self.lab.moved.update((shape, f"{how}: {shape}"))
         self._nothing_comes_out()
         if how == "rollback":
             here.unlock()
