@@ -27,8 +27,11 @@ CHECK = ["check", *MOVE]
 
 @pytest.fixture
 def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
-    """Scripted hosts; the handlers of signals are put back."""
+    """Scripted hosts; signals as in a shell's foreground, whatever the tests run in."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield Setting(monkeypatch)
     finally:
