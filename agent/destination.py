@@ -1,8 +1,9 @@
 """The destination's part of a migration: lock, restore, commit, take over, wake; or leave nothing.
 
-Records are taken in the order in which they come. Whatever goes wrong before the first stream has
-left repair mode is undone here and told to the source ("failed"), which then goes on itself.
-Afterwards nothing is undone any more: this host has the process.
+Goes by the destination's table of `agent.protocol`; records are taken in the order in which they
+come. Whatever goes wrong before the commit, just before the first stream leaves repair mode, is
+undone here and told to the source ("failed"), which then goes on itself. Afterwards nothing is
+undone any more: this host has the process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import time
 from typing import Any
 
+from agent.custody import Custody
 from agent.destination_host import DestinationHost
 from agent.errors import (
     AgentError,
@@ -23,18 +25,20 @@ from agent.errors import (
     from_wire,
     shown,
 )
-from agent.fault import Faults
+from agent.fault import FULL, LINK, Faults
 from agent.image.records import Record
 from agent.image.store import ImagesFull
 from agent.image.streams import StreamCollector
+from agent.journal import JournalError
 from agent.link import Link, LinkServer, Relay, reached_address
 from agent.phases import Phases
 from agent.plan import Plan
+from agent.protocol import DESTINATION
 from agent.server import Server
-from agent.states import DESTINATION_TABLE, Machine
 
 _LINK_TIMEOUT = 30.0  # seconds for the source to connect
 _SLACK = 2.0  # seconds over the plan's blackout before this side gives up by itself
+_TAKE_OVER = 5.0  # seconds from the hand-over to the commit
 _GOODBYE = 5.0  # seconds after the peers are awake for the source's last packets
 
 
@@ -47,24 +51,34 @@ class DestinationMigration:
         self._link = Link(lambda: self._phases.current)
         self._relay = Relay(self._link, server.send_event)
         self._collector = StreamCollector()
-        self._machine = Machine(DESTINATION_TABLE)
+        self._custody: Custody
         self._running = False
         self._handover: Record = {}
+        self._stopped: set[int] = set()
 
     # --- calls
 
     async def prepare(self, plan: dict[str, Any], client_key: str) -> dict[str, Any]:
         """Open the link's port and get everything ready that takes time."""
         self._plan = Plan.from_wire(plan)
-        self._faults = Faults("destination", list(self._plan.faults))
-        self._host = DestinationHost(self._plan, self._phases, self._faults)
-        self._machine.on("prepare")
+        self._faults = Faults(DESTINATION, self._plan.faults)
+        self._faults.cut, self._faults.spoil = self._link.close, self._link.spoil
+        self._link.faults = Faults(LINK, self._plan.faults).actions
+        self._custody = Custody(self._plan, DESTINATION)
+        self._machine = self._custody.machine
+        self._faults.fill = self._custody.journal.fill
         self._server.on_event("relay", self._relay.event)
         try:
-            self._listener = LinkServer(self._link, client_key)
-            reply = await self._listener.listen(reached_address() or "127.0.0.1")
+            await self._faults.at("prepare")
+            self._host = DestinationHost(self._plan, self._phases, self._faults)
+            try:
+                self._listener = LinkServer(self._link, client_key)
+                reply = await self._listener.listen(reached_address() or "127.0.0.1")
+            except BaseException:
+                self._host.close()
+                raise
         except BaseException:
-            self._host.close()
+            self._custody.end()
             raise
         reply["addresses"] = list(dict.fromkeys([*self._plan.link_hosts, *reply["addresses"]]))
         return reply
@@ -131,18 +145,25 @@ class DestinationMigration:
             raise PeerLost(phase="check", detail="the source did not connect") from None
         self._machine.on("connect")
         await self._until("lock")
-        self._machine.on("lock")
         async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
             await self._until("end")
+            self._machine.on("restore", **self._host.about_worker)
             pid = await self._host.restore_process()
-            self._machine.on("restore")
+            if rows := self._host.remembered:
+                self._custody.journal.note(streams=rows)
+            self._machine.on("restored")
+            await self._faults.at("restored")
             self._link.send({"kind": "prepared", "pid": pid})
             with self._phases.step("commit"):
                 await self._until("handover")
                 await self._faults.at("commit")
-            self._machine.on("hand-over")
-            deadline.reschedule(None)
+            deadline.reschedule(asyncio.get_running_loop().time() + _TAKE_OVER)
+            self._stopped = _pids(self._handover.get("stopped"))
+            self._machine.on("hand-over", stopped=sorted(self._stopped))
             await self._take_over()
+            self._machine.on("commit")
+            deadline.reschedule(None)
+        await self._let_go()
         await self._finish()
 
     async def _until(self, last: str) -> None:
@@ -167,6 +188,7 @@ class DestinationMigration:
             self._link.send({"kind": "pong", "at": time.monotonic()})
         elif kind == "lock":
             self._phases.current = "lock"
+            self._machine.on("lock")
             await self._faults.at("lock")
             host.lock(record)
             self._link.send({"kind": "locked"})
@@ -184,7 +206,7 @@ class DestinationMigration:
 
     async def _store(self, record: Record) -> None:
         self._phases.current = "ship"
-        if self._faults.action("ship") == "full":
+        if self._faults.action("ship") == FULL:
             raise ImagesFull(path=str(self._host.images))
         await self._faults.at("ship")
         files = record.get("files")
@@ -198,17 +220,26 @@ class DestinationMigration:
                     raise ProtocolError(detail="a malformed file in a record")
 
     async def _take_over(self) -> None:
-        phases, host = self._phases, self._host
-        with phases.step("take_over"):
+        """Answer for the addresses, still behind the lock."""
+        with self._phases.step("take_over"):
             await self._faults.at("take_over")
-            host.take_addresses()
-        with phases.step("unlock"):
+            self._host.take_addresses()
+        await self._faults.at("decide")
+
+    async def _let_go(self) -> None:
+        """The commit is on disk: nothing of this is undone any more."""
+        host = self._host
+        with self._phases.step("unlock"):
             await self._faults.at("unlock")
             host.unlock()
-        self._machine.on("release")
-        host.resume(_pids(self._handover.get("stopped")))
+        await self._faults.at("release")
+        host.release()
+        await self._faults.at("thaw")
+        host.thaw(self._stopped)
         with contextlib.suppress(PeerLost):  # it will ask the orchestrator
             self._link.send({"kind": "committed", "at": host.resumed_at})
+        with contextlib.suppress(JournalError):
+            self._custody.journal.note(resumed=True)
 
     async def _finish(self) -> None:
         """After the commit: what the peers sent meanwhile, and the peers themselves."""
@@ -217,6 +248,8 @@ class DestinationMigration:
             with contextlib.suppress(AgentError):
                 await self._faults.at("replay")
             host.replay(_packets(self._handover))
+        with contextlib.suppress(AgentError):
+            await self._faults.at("end")
         waking = asyncio.create_task(host.wake())
         listening = asyncio.create_task(self._late_packets())
         await waking
@@ -227,6 +260,7 @@ class DestinationMigration:
         await asyncio.wait({listening}, timeout=_GOODBYE)
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
+        self._machine.back("ended")
 
     async def _late_packets(self) -> None:
         """Replay what still reached the source, until it says goodbye or is gone."""
@@ -242,9 +276,8 @@ class DestinationMigration:
     async def _undo(self, error: AgentError) -> None:
         self._phases.unwinding = True
         phase = self._phases.to_blame
-        self._machine.on("fail")
-        await self._host.undo()
-        self._machine.on("undone")
+        await self._host.undo(self._machine.back("fail"))
+        self._machine.back("undone")
         with contextlib.suppress(AgentError, AssertionError):
             self._link.send({"kind": "failed", "error": error.to_wire(), "phase": phase})
 
@@ -253,12 +286,13 @@ class DestinationMigration:
         self._host.close()
         if self._link.opened.is_set():
             self._link.close()
+        self._custody.end()
 
     def _report(self, error: AgentError | None) -> dict[str, Any]:
         host = self._host
         phase = self._phases.to_blame
         return {
-            "outcome": self._machine.state,
+            "outcome": "migrated" if self._machine.committed else self._machine.state,
             "error": None if error is None else {**error.to_wire(), "phase": phase},
             "phases_ms": self._phases.ms,
             "resumed_at": host.resumed_at,

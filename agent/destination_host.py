@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from agent.fault import Faults
 from agent.freeze import Tree
 from agent.host import MAX_SOCKETS, Host, from_rows
 from agent.image.records import Record
-from agent.kernel import uapi
+from agent.kernel import proc, uapi
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases
 from agent.plan import Plan
+from agent.successor import remembered
 from agent.tcp import opening, options, time_wait
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
@@ -148,6 +150,19 @@ class DestinationHost(Host):
                 stream.options = self._sieve.possible(stream.options, stream.family)
             restore(stream, sock, boundary=self._plan.boundary)
 
+    @property
+    def about_worker(self) -> dict[str, int]:
+        """CRIU and the time before its restore, for whoever would have to undo it."""
+        assert self._worker is not None
+        pid = self._worker.pid
+        return {"worker": pid, "worker_born": proc.born(pid), "ticks": proc.now_in_ticks()}
+
+    @property
+    def remembered(self) -> list[list[Any]]:
+        """What a release by somebody else would have to know of the streams."""
+        rows = (remembered(stream) for _, stream in self._restored if stream.has_peer)
+        return [row for row in rows if row is not None]
+
     def store(self, name: str, data: bytes) -> None:
         self._store.write(name, data)
 
@@ -183,9 +198,8 @@ class DestinationHost(Host):
         for sock, stream in self._restored:
             settle(sock, stream, self._replayer.inject)
 
-    def resume(self, stopped: set[int]) -> None:
-        """Leave repair mode, stream by stream, then let the process go on. The commit point."""
-        assert self._tree is not None
+    def release(self) -> None:
+        """Leave repair mode, stream by stream: from now on the peers have heard of us."""
         for sock, stream in self._restored:
             if not stream.has_peer:
                 options.restore_owner(sock, stream.options)
@@ -195,6 +209,10 @@ class DestinationHost(Host):
                 release(sock, stream, self._replayer.inject)
             waking.begin()
             self._waking.append(waking)
+
+    def thaw(self, stopped: set[int]) -> None:
+        """Let the process go on, but for members that were stopped before."""
+        assert self._tree is not None
         self._tree.stopped_before = stopped
         self._tree.thaw()
         self.resumed_at = time.monotonic()
@@ -229,33 +247,47 @@ class DestinationHost(Host):
 
     # --- back
 
-    async def undo(self) -> None:
-        """Leave nothing: no process, socket, address or lock. No packet is sent.
+    async def undo(self, actions: Sequence[str]) -> None:
+        """Leave nothing, in the protocol's order: no process, socket, address or lock. No packet
+        is sent.
 
         A step that fails does not keep the others from being taken; the first to fail is raised
         in the end.
         """
+        failure: Exception | None = None
+        for action in actions:
+            try:
+                if action == "kill":
+                    await self.kill()
+                else:
+                    getattr(self, action)()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    async def kill(self) -> None:
+        """End the copy, as far as there is one, and its streams."""
         async with contextlib.AsyncExitStack() as steps:  # runs them from the last to the first
-            steps.callback(self.unlock)
             steps.callback(self._drop_time_waits)
-            steps.callback(self._drop_addresses)
-            steps.push_async_callback(self._kill)
+            steps.push_async_callback(self._end_tree)
             steps.callback(self._abandon)
             steps.push_async_callback(self._restore_ended)
+
+    def drop_addresses(self) -> None:
+        """Answer for them no more, if they were taken."""
+        if self._took_addresses:
+            for mover in self._movers:
+                mover.remove()
 
     def _abandon(self) -> None:
         for sock, _ in self._restored:
             abandon(sock)
         self._restored.clear()
 
-    async def _kill(self) -> None:
+    async def _end_tree(self) -> None:
         if self._tree is not None:
             await self._tree.kill()
-
-    def _drop_addresses(self) -> None:
-        if self._took_addresses:
-            for mover in self._movers:
-                mover.remove()
 
     async def _restore_ended(self) -> None:
         """A restore that is under way is left to its end, so that all of its tree is known."""

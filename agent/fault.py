@@ -1,6 +1,7 @@
 """Named fault points, switched on per run (`--fault POINT@ROLE=ACTION`), for tests and chaos.
 
-They cost one dictionary look-up in an empty dictionary when off.
+One table has them all; `migrate chaos points` prints it. They cost one look-up in an empty
+dictionary when off.
 """
 
 from __future__ import annotations
@@ -8,77 +9,181 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from agent.errors import AgentError, FaultInjected
 
-SOURCE_POINTS = (
-    "lock",
-    "freeze",
-    "dump_streams",
-    "dump_process",
-    "ship",
-    "prepared",
-    "handover",
-    "committed",
-)
-DESTINATION_POINTS = (
-    "lock",
-    "restore_streams",
-    "ship",
-    "restore_process",
-    "commit",
-    "take_over",
-    "unlock",
-    "replay",
-)
-ACTIONS = ("kill", "error", "hang", "corrupt", "truncate", "oversize", "newer", "full")
+SOURCE, DESTINATION, ORCHESTRATOR, LINK = ROLES = ("source", "destination", "orchestrator", "link")
+
+KILL, ERROR, HANG, CUT, CORRUPT, FULL = "kill", "error", "hang", "cut", "corrupt", "full"
+DELAY = "delay="
+ACTIONS = {
+    KILL: "SIGKILL to the process",
+    ERROR: "an error of ours",
+    HANG: "it waits for ever; of the link: nothing gets through any more, in either direction",
+    CUT: "the connection breaks",
+    CORRUPT: "a bit of the next record is flipped",
+    FULL: "no room is left: for the journal, or for the images",
+    "truncate": "the next record ends too early",
+    "oversize": "the next record says that it is longer than any may be",
+    "newer": "the next record is of a later version",
+    f"{DELAY}S": "S seconds pass",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A step at which a fault can be injected."""
+
+    name: str
+    role: str
+    when: str
+    actions: tuple[str, ...]
+
+    def takes(self, action: str) -> bool:
+        if action.startswith(DELAY):
+            return f"{DELAY}S" in self.actions and seconds_of(action) >= 0
+        return action in self.actions
+
+
+_ALONE = (KILL, ERROR, HANG, f"{DELAY}S")  # before there is a link
+_AGENT = (*_ALONE, CUT)
+_SPOILT = ("truncate", "oversize", "newer")
+
+
+def _points(role: str, rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> list[Point]:
+    return [Point(name, role, when, actions) for name, when, actions in rows]
+
+
+POINTS = [
+    *_points(SOURCE, [
+        ("prepare", "its journal is begun, nothing else", (*_ALONE, FULL)),
+        ("lock", "the link is there, nothing is touched", (*_AGENT, CORRUPT)),
+        ("locked", "both hosts are locked, the process runs", _AGENT),
+        ("freeze", "the process is frozen", _AGENT),
+        ("dump_streams", "no stream is dumped yet", (*_AGENT, CORRUPT)),
+        ("dump_process", "CRIU is about to dump", _AGENT),
+        ("ship", "the images are on their way", (*_AGENT, CORRUPT, *_SPOILT)),
+        ("prepared", "the destination is ready, nothing is decided", (*_AGENT, FULL)),
+        ("decided", "the hand-over is in the journal, and nobody knows", (*_AGENT, CORRUPT)),
+        ("handover", "the hand-over is sent", _AGENT),
+        ("committed", "the destination has it; the copy here is not ended", _AGENT),
+        ("end", "the copy here is ended, the lock is not lifted", _AGENT),
+    ]),
+    *_points(DESTINATION, [
+        ("prepare", "its journal is begun, nothing else", (*_ALONE, FULL)),
+        ("lock", "the source asks for the lock", (*_AGENT, CORRUPT)),
+        ("restore_streams", "streams have come", _AGENT),
+        ("ship", "images come", (*_AGENT, FULL)),
+        ("restore_process", "CRIU is about to restore", _AGENT),
+        ("restored", "the process is here, stopped", (*_AGENT, CORRUPT)),
+        ("commit", "the hand-over has come", _AGENT),
+        ("take_over", "the addresses are not here yet", _AGENT),
+        ("decide", "the addresses are here, nothing is decided", (*_AGENT, FULL)),
+        ("unlock", "the commit is in the journal, and nobody knows", (*_AGENT, CORRUPT)),
+        ("release", "the lock is lifted, the streams are not awake", _AGENT),
+        ("thaw", "the streams are awake, the process is not", _AGENT),
+        ("replay", "the process runs", _AGENT),
+        ("end", "the peers are awake", _AGENT),
+    ]),
+    *_points(LINK, [
+        (name, f"a record {name!r} is sent", (HANG, CUT, CORRUPT, f"{DELAY}S"))
+        for name in ("lock", "locked", "connections", "streams", "file", "end", "prepared",
+                     "handover", "committed", "awake")
+    ]),
+    *_points(ORCHESTRATOR, [
+        (name, when, (KILL, ERROR, HANG, CUT, f"{DELAY}S"))
+        for name, when in (
+            ("prepare", "the check is over"),
+            ("run", "both agents are prepared"),
+            ("lock", "the source locks"),
+            ("freeze", "the source freezes the process"),
+            ("ship", "the images are shipped"),
+            ("commit", "the destination waits for the hand-over"),
+            ("settle", "the source has reported"),
+        )
+    ]),
+]  # fmt: skip
+
+_BY_NAME = {(point.name, point.role): point for point in POINTS}
 
 
 class BadFault(AgentError):
     code = "bad-fault"
     template = "there is no fault {fault!r}"
-    hint_template = "Write POINT@ROLE=ACTION, ROLE source or destination."
+    hint_template = "Write POINT@ROLE=ACTION; `migrate chaos points` has them all."
     exit_status = 2
+
+
+def seconds_of(action: str) -> float:
+    """Of "delay=S"; -1 where it is none."""
+    try:
+        return float(action.removeprefix(DELAY)) if action.startswith(DELAY) else -1.0
+    except ValueError:
+        return -1.0
+
+
+def parse(fault: str) -> tuple[Point, str]:
+    """Point and action of POINT@ROLE=ACTION. Raises `BadFault`."""
+    place, _, action = fault.partition("=")
+    name, _, role = place.partition("@")
+    point = _BY_NAME.get((name, role))
+    if point is None or not point.takes(action):
+        raise BadFault(fault=fault)
+    return point, action
 
 
 class Faults:
     """The faults of one run, for one role."""
 
-    def __init__(self, role: str, faults: list[str]) -> None:
-        points = SOURCE_POINTS if role == "source" else DESTINATION_POINTS
-        self._actions: dict[str, str] = {}
-        for fault in faults:
-            place, _, action = fault.partition("=")
-            point, _, where = place.partition("@")
-            if where == role:
-                if point not in points or (
-                    action not in ACTIONS and not action.startswith("delay=")
-                ):
-                    raise BadFault(fault=fault)
-                self._actions[point] = action
+    def __init__(self, role: str, faults: Iterable[str]) -> None:
+        """Raises `BadFault`."""
+        found = [parse(fault) for fault in faults]
+        self._actions = {point.name: action for point, action in found if point.role == role}
+        # Set by whoever owns what they are about.
+        self.cut: Callable[[], object] = _nothing
+        self.spoil: Callable[[str], object] = _nothing
+        self.fill: Callable[[], object] = _nothing
 
     def action(self, point: str) -> str | None:
-        """The action asked for at `point`, for the caller to carry out (corrupt, full ...)."""
+        """The action asked for at `point`."""
         return self._actions.get(point)
 
+    @property
+    def actions(self) -> dict[str, str]:
+        """By point."""
+        return dict(self._actions)
+
     async def at(self, point: str) -> None:
-        """Carry out kill, error, hang and delay at `point`, where asked for."""
+        """Carry out what is asked for at `point`."""
         action = self._actions.get(point)
         if action is None:
             return
-        if action == "kill":
+        if action == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        elif action == "error":
+        elif action == ERROR:
             raise FaultInjected(point=point)
-        elif action == "hang":
+        elif action == HANG:
             await asyncio.Event().wait()
-        elif action.startswith("delay="):
-            await asyncio.sleep(float(action.removeprefix("delay=")))
+        elif action == CUT:
+            self.cut()
+            await asyncio.sleep(0)
+        elif action == FULL:
+            self.fill()
+        elif action in (CORRUPT, *_SPOILT):
+            self.spoil(action)
+        elif action.startswith(DELAY):
+            await asyncio.sleep(seconds_of(action))
+
+
+def _nothing(*_: object) -> None:
+    """Nothing is there yet that could be cut, spoilt or filled."""
 
 
 def damage(action: str, header: bytes, body: bytes) -> tuple[bytes, bytes]:
     """A record as `action` spoils it on the wire; `agent.image.records` has the layout."""
-    if action == "corrupt":
+    if action == CORRUPT:
         return header, body[:-1] + bytes([body[-1] ^ 1])
     if action == "truncate":
         return header, body[: len(body) // 2]

@@ -52,10 +52,11 @@ class Tree:
         self.root = root
         self.pidfds: dict[int, int] = {}
         self.stopped_before: set[int] = set()
-        if not self._adopt(root):
+        if not self.adopt(root):
             raise FreezeError(pid=root, detail="it has ended")
 
-    def _adopt(self, pid: int) -> bool:
+    def adopt(self, pid: int) -> bool:
+        """Take a process in; whether it is there."""
         try:
             self.pidfds[pid] = os.pidfd_open(pid)
         except OSError:
@@ -72,7 +73,7 @@ class Tree:
         queue = [self.root]
         while queue:
             for child in children(queue.pop()):
-                if child in self.pidfds or self._adopt(child):
+                if child in self.pidfds or self.adopt(child):
                     queue.append(child)
 
     async def freeze(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import asyncssh
 
 from agent.errors import AgentError, PeerLost
+from agent.fault import CORRUPT, CUT, HANG, damage, seconds_of
 from agent.image.records import Record, RecordDecoder, RecordEncoder
 
 USER = "streamferry"
@@ -28,8 +29,6 @@ _HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
 _RELAY_CHUNK = 1 << 20
 _JOIN = 64 << 10
 _FLUSH = 2.0  # seconds for what was sent to leave before the connection is closed
-
-Damage = Callable[[bytes, bytes], tuple[bytes, bytes]]
 
 
 class Link:
@@ -55,21 +54,24 @@ class Link:
         self.opened = asyncio.Event()
         self.lost = asyncio.Event()  # nothing more will come than what is queued
         self.relayed = False
+        self.faults: dict[str, str] = {}  # by kind of record
+        self._spoilt: str | None = None
+        self._deaf = False
 
     # --- for the two drivers
 
-    def send(self, record: Record, damage: Damage | None = None) -> None:
-        """Queue a record. Raises `PeerLost` when the link is gone.
-
-        `damage` may spoil it (for tests); one that comes out short also ends the link.
-        """
+    def send(self, record: Record) -> None:
+        """Queue a record. Raises `PeerLost` when the link is gone."""
         if self._gone is not None:
             raise self._gone
+        if self.faults:
+            self._inject(record["kind"])
         assert self._write is not None, "the link is not open"
         header, body = self._encoder.encode(record)
-        if damage is not None:
+        if self._spoilt is not None:
             whole = len(body)
-            header, body = damage(header, body)
+            header, body = damage(self._spoilt, header, body)
+            self._spoilt = None
             if len(body) < whole:
                 self._write(header + body)
                 self._end_output()
@@ -84,6 +86,39 @@ class Link:
         except OSError as error:  # the channel is closed, or half of it
             self._gone = self._lost(str(error))
             raise self._gone from error
+
+    def spoil(self, action: str) -> None:
+        """Have the next record damaged, as `agent.fault` names it."""
+        self._spoilt = action
+
+    def _inject(self, kind: str) -> None:
+        """Carry out the fault that is asked for when a record of this kind is sent."""
+        action = self.faults.pop(kind, None)
+        if action == CUT:
+            self.close()
+            assert self._gone is not None
+            raise self._gone
+        if action == HANG:
+            self._deaf, self._write = True, lambda _data: None
+        elif action == CORRUPT:
+            self.spoil(action)
+        elif action is not None:
+            self._hold(seconds_of(action))
+
+    def _hold(self, seconds: float) -> None:
+        """Keep what is sent for a time."""
+        kept: list[bytes] = []
+        write = self._write
+        assert write is not None
+        self._write = kept.append
+
+        def let_go() -> None:
+            self._write = write
+            with contextlib.suppress(OSError):
+                for data in kept:
+                    write(data)
+
+        asyncio.get_running_loop().call_later(seconds, let_go)
 
     async def drain(self) -> None:
         """Wait until the transport takes more."""
@@ -129,7 +164,7 @@ class Link:
         self.opened.set()
 
     def feed(self, data: bytes) -> None:
-        if self._failure is not None:
+        if self._failure is not None or self._deaf:
             return
         self._unclaimed += len(data)
         try:

@@ -74,6 +74,8 @@ class Plan:
     listeners: tuple[Listener, ...]
     memory: int  # bytes resident in the tree, for the progress
     shell_job: bool  # the session's leader is outside of the tree
+    source: str = "source"  # the hosts' names at the orchestrator
+    destination: str = "destination"
     images_dir: str = DEFAULT_IMAGES_DIR
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     replay: bool = True
@@ -102,6 +104,8 @@ class Plan:
             listeners=_tuple(values["listeners"], _listener, MAX_LISTENERS, "listeners"),
             memory=_integer(values["memory"], 0, _MAX_MEMORY, "memory"),
             shell_job=_boolean(values["shell_job"], "shell_job"),
+            source=_text(values["source"], "source"),
+            destination=_text(values["destination"], "destination"),
             images_dir=_path(values["images_dir"], "images_dir"),
             max_blackout=_seconds(values["max_blackout"], "max_blackout"),
             replay=_boolean(values["replay"], "replay"),

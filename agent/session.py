@@ -57,6 +57,9 @@ class Calls:
             "source.resolve": self._source_resolve,
             "destination.prepare": self._destination_prepare,
             "destination.run": self._destination_run,
+            "journal.list": self._journal_list,
+            "recovery.settle": self._recovery_settle,
+            "recovery.forget": self._recovery_forget,
         }
         for name, handler in handlers.items():
             self._server.expose(name, handler)
@@ -110,6 +113,31 @@ class Calls:
 
     async def _destination_run(self) -> Any:
         return await self._prepared("destination", "destination.run").run()
+
+    async def _journal_list(self) -> Any:
+        from agent import journal
+
+        return {"journals": [one.summary() for one in journal.histories()]}
+
+    async def _recovery_settle(
+        self, migration: str, role: str, word: str | None, patience: float
+    ) -> Any:
+        from agent import recovery
+        from agent.journal import checked_name
+
+        checked_name(migration, role)
+        settled = await asyncio.to_thread(
+            recovery.settle_when_free, migration, role, word, float(patience)
+        )
+        return settled.to_wire()
+
+    async def _recovery_forget(self, migration: str) -> Any:
+        from agent import recovery
+        from agent.journal import checked_name
+        from agent.protocol import DESTINATION
+
+        checked_name(migration, DESTINATION)
+        return {"forgotten": recovery.forget(migration)}
 
     @contextlib.contextmanager
     def _serving(self, role: str) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """The source's part of a migration: lock, freeze, dump, ship, hand over; or undo all of it.
 
-Until the hand-over every failure, cancellation or silence rolls back. From then on only the
-destination's word decides: "committed" ends the process here, "failed" lets it go on here. With
-neither, it stays frozen and locked (in doubt) until `resolve` brings the word.
+Goes by the source's table of `agent.protocol`. Until the hand-over every failure, cancellation or
+silence rolls back. From then on only the destination's word decides: "committed" ends the process
+here, "failed" lets it go on here. With neither, it stays frozen and locked (in doubt) until
+`resolve`, or `migrate recover`, brings the word.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from agent.clock import ROUNDS, ClockOffset
 from agent.conversation import Conversation
+from agent.custody import Custody
 from agent.errors import AgentError, BlackoutExceeded, Cancelled, PeerLost
-from agent.fault import Faults
+from agent.fault import LINK, Faults
 from agent.link import Link, LinkClient, Relay
 from agent.phases import Phases
 from agent.plan import Plan
+from agent.protocol import SOURCE
 from agent.server import Server
 from agent.source_host import SourceHost
-from agent.states import SOURCE_TABLE, Machine
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
+_WORD_TIMEOUT = 10.0  # seconds after the hand-over for the destination to say what became of it
 _LAST_WORD = 0.5  # seconds for the destination to say why it broke the link
 _LATE_POLL = 0.005  # seconds between looks for packets that still arrive here
 
@@ -46,7 +50,9 @@ class SourceMigration:
         self._clock = ClockOffset()
         self._interrupted: asyncio.Future[AgentError] = asyncio.get_running_loop().create_future()
         self._talk: Conversation | None = None
-        self._machine = Machine(SOURCE_TABLE)
+        self._worker: dict[str, int] = {}
+        self._to_end: tuple[str, ...] = ()
+        self._custody: Custody
         self._running = False
 
     # --- calls
@@ -54,11 +60,20 @@ class SourceMigration:
     async def prepare(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Get everything ready that takes time and disturbs nothing."""
         self._plan = Plan.from_wire(plan)
-        self._faults = Faults("source", list(self._plan.faults))
+        self._faults = Faults(SOURCE, self._plan.faults)
+        self._faults.cut, self._faults.spoil = self._link.close, self._link.spoil
+        self._link.faults = Faults(LINK, self._plan.faults).actions
         self._client = LinkClient(self._link)
         self._server.on_event("relay", self._relay.event)
-        self._host = SourceHost(self._plan, self._phases, self._faults, self._server.send_event)
-        self._machine.on("prepare")
+        self._custody = Custody(self._plan, SOURCE)
+        self._machine = self._custody.machine
+        self._faults.fill = self._custody.journal.fill
+        try:
+            await self._faults.at("prepare")
+            self._host = SourceHost(self._plan, self._phases, self._faults, self._server.send_event)
+        except BaseException:
+            self._custody.end()
+            raise
         return {"public_key": self._client.public_key}
 
     async def run(self, link: dict[str, Any]) -> dict[str, Any]:
@@ -88,13 +103,7 @@ class SourceMigration:
         """End the doubt with what the destination is known to have done."""
         if self._machine.state != "in-doubt":
             raise NotInDoubt()
-        self._machine.on("committed" if committed else "failed")
-        if committed:
-            await self._host.end_process()
-            self._host.unlock()
-        else:
-            await self._host.roll_back()
-            self._machine.on("undone")
+        await self._end(self._machine.back("committed" if committed else "failed"), None)
         await self._close()
         return self._report("migrated" if committed else "rolled-back", None)
 
@@ -120,32 +129,45 @@ class SourceMigration:
             raise PeerLost(phase="check", detail="it did not come up in time") from None
         machine.on("lock")
         with phases.step("lock"):
-            await self._faults.at("lock")
-            send({"kind": "lock", **host.inventory()})
-            await talk.expect("locked")
-            if time_waits := host.time_waits():
-                send({"kind": "time_waits", "rows": time_waits})
-                await talk.expect("time_waits_held")  # it would be busy in the blackout
-            await host.hold_new_connections()
-            send({"kind": "connections", **host.inventory()})
-            host.lock()
+            await self._lock(talk)
+            await self._faults.at("locked")
         asyncio.get_running_loop().call_later(self._plan.max_blackout, self._too_long)
-        machine.on("freeze")
+        machine.on("freeze", **self._worker)
         with phases.step("freeze"):
             await host.freeze()
+            if host.stopped_before:
+                self._custody.journal.note(stopped=host.stopped_before)
             await self._faults.at("freeze")
         await host.dump_and_ship(self._link)
-        machine.on("ship")
+        machine.on("shipped")
         await talk.expect("prepared")
         await self._faults.at("prepared")
 
-        packets = host.hand_over()
-        machine.on("hand-over")
-        send({"kind": "handover", "stopped": host.stopped_before, "packets": packets})
-        await self._faults.at("handover")
-        await talk.expect("committed")
-        machine.on("committed")
-        await self._faults.at("committed")
+        machine.on("prepared")
+        try:
+            async with asyncio.timeout(_WORD_TIMEOUT):
+                await self._faults.at("decided")
+                host.give_addresses()
+                handover = {"stopped": host.stopped_before, "packets": host.locked_out()}
+                send({"kind": "handover", **handover})
+                await self._faults.at("handover")
+                await talk.expect("committed")
+        except TimeoutError:
+            raise PeerLost(phase="commit", detail="it does not answer") from None
+        self._to_end = machine.back("committed")
+
+    async def _lock(self, talk: Conversation) -> None:
+        host, send = self._host, self._link.send
+        await self._faults.at("lock")
+        send({"kind": "lock", **host.inventory()})
+        await talk.expect("locked")
+        if time_waits := host.time_waits():
+            send({"kind": "time_waits", "rows": time_waits})
+            await talk.expect("time_waits_held")  # it would be busy in the blackout
+        await host.hold_new_connections()
+        self._worker = host.about_worker
+        send({"kind": "connections", **host.inventory()})
+        host.lock()
 
     async def _connect(self, link: dict[str, Any]) -> None:
         if not await self._client.connect(link["addresses"], link["port"], link["host_key"]):
@@ -220,23 +242,31 @@ class SourceMigration:
     async def _settle(self, error: AgentError | None) -> str:
         """Go to the end that the state allows; its name is the outcome."""
         machine, talk = self._machine, self._talk
+        actions = self._to_end
         if machine.state == "handed-over":
-            machine.on("failed" if talk is not None and talk.refused else "lost")
+            actions = machine.back("failed" if talk is not None and talk.refused else "lost")
         elif not machine.committed:
-            machine.on("fail")
-        if machine.state == "migrated":
+            actions = machine.back("fail")
+        await self._end(actions, error)
+        return machine.state
+
+    async def _end(self, actions: Sequence[str], error: AgentError | None) -> None:
+        machine, talk = self._machine, self._talk
+        if machine.state == "committed":
+            await self._faults.at("committed")
             await self._host.end_process()
-            assert talk is not None
-            await self._forward_late_packets(talk)
+            await self._faults.at("end")
+            if talk is not None:
+                await self._forward_late_packets(talk)
             self._host.unlock()
+            machine.back("ended")
         elif machine.state == "rolling-back":
             self._phases.unwinding = True
             if talk is not None and not talk.over and error is not None:
                 with contextlib.suppress(PeerLost):
                     self._link.send({"kind": "undo", "error": error.to_wire()})
-            await self._host.roll_back()
-            machine.on("undone")
-        return machine.state
+            await self._host.roll_back([one for one in actions if one != "say_undo"])
+            machine.back("undone")
 
     async def _close(self) -> None:
         if self._talk is not None:
@@ -244,6 +274,7 @@ class SourceMigration:
         self._link.close()
         self._client.close()
         self._host.close()
+        self._custody.end()
 
     def _report(self, outcome: str, error: AgentError | None) -> dict[str, Any]:
         host = self._host

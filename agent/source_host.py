@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from agent.address import AddressError
@@ -16,7 +17,7 @@ from agent.freeze import Tree
 from agent.host import Host, to_rows
 from agent.image.shipper import Shipper
 from agent.image.streams import stream_records
-from agent.kernel import uapi
+from agent.kernel import proc, uapi
 from agent.kernel.nflog import PacketLog
 from agent.link import Link
 from agent.netlock import apply, render
@@ -116,6 +117,11 @@ class SourceHost(Host):
         self.locked_at = time.monotonic()
         self._lock_fully()
 
+    @property
+    def about_worker(self) -> dict[str, int]:
+        """CRIU, for whoever would have to wait for its end."""
+        return {"worker": self._worker.pid, "worker_born": proc.born(self._worker.pid)}
+
     async def freeze(self) -> None:
         await self._tree.freeze()
 
@@ -141,7 +147,6 @@ class SourceHost(Host):
                 await link.drain()
         self._shipper = Shipper(link, self._store.path, self._progress)
         self._opened.callback(self._shipper.close)
-        self._shipper.fault = self._faults.action("ship")
         await self._shipper.follow(self._dumping)
         with phases.step("ship"):
             await self._faults.at("ship")
@@ -171,11 +176,14 @@ class SourceHost(Host):
             "progress", {"what": "memory", "done": done, "total": max(done, self._plan.memory)}
         )
 
-    def hand_over(self) -> list[bytes]:
-        """Give the addresses up; the peers' packets that were locked out go to the destination."""
+    def give_addresses(self) -> None:
+        """Answer for them no more."""
         self._gave_addresses = True
         for mover in self._movers:
             mover.remove()
+
+    def locked_out(self) -> list[bytes]:
+        """All packets of the peers that the lock has kept out: they go to the destination."""
         self.captured()
         return self._packets
 
@@ -194,40 +202,36 @@ class SourceHost(Host):
         await self._tree.kill()
         self._abandon()
 
-    async def roll_back(self) -> None:
-        """Undo whatever was done; the process goes on here.
+    async def roll_back(self, actions: Sequence[str]) -> None:
+        """Undo whatever was done, in the protocol's order; the process goes on here.
 
         A step that fails does not keep the others from being taken. Raises `RollbackIncomplete`.
         """
         problems = []
         await self._dump_ended()
-        for step in (
-            self._take_addresses_back,
-            self.captured,
-            self.unlock,
-            self._release_all,
-            self._tree.thaw,
-            self._replay_here,
-        ):
+        for action in actions:
             try:
-                step()
+                getattr(self, action)()
             except Exception as error:
-                problems.append(f"{step.__name__.strip('_')}: {error}")
+                problems.append(f"{action}: {error}")
         if problems:
             raise RollbackIncomplete(detail="; ".join(problems), pid=self._plan.pid)
 
-    def _take_addresses_back(self) -> None:
+    def take_back_addresses(self) -> None:
+        """Answer for them again, if they were given up."""
         if self._gave_addresses:
             for mover in self._movers:
                 mover.add()
                 with contextlib.suppress(AddressError):  # the peers find it by asking
                     mover.announce()
 
-    def _replay_here(self) -> None:
-        if self._packets and self._locked:
-            self._replayer.replay(self._packets)
+    def unlock(self) -> None:
+        """Idempotent. Raises `LockError`."""
+        self.captured()
+        super().unlock()
 
-    def _release_all(self) -> None:
+    def release(self) -> None:
+        """Out of repair mode."""
         dumped = {stream.inode: stream for stream in self._streams}
         for inode, sock in self._sockets.items():
             stream = dumped.get(inode)
@@ -236,6 +240,12 @@ class SourceHost(Host):
                     leave_repair(sock)
                 elif stream.has_peer:
                     release(sock, stream)
+
+    def thaw(self) -> None:
+        """Let the process go on, and have it hear what the peers sent meanwhile."""
+        self._tree.thaw()
+        if self._packets and self._locked:
+            self._replayer.replay(self._packets)
 
     async def _dump_ended(self) -> None:
         """A dump that is under way holds the process by its parasite: let it end by itself."""

@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from agent.criu import images
-from agent.fault import damage
-from agent.image.records import CHUNK, ImageError, Record
+from agent.image.records import CHUNK, ImageError
 from agent.kernel.syscalls import punch_hole
 from agent.link import Link
 
@@ -37,7 +36,6 @@ class Shipper:
         self._open: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._reported = 0.0
-        self.fault: str | None = None
         self.memory_bytes = 0
         self.file_bytes = 0
 
@@ -61,7 +59,7 @@ class Shipper:
             if ready < (_WORTH_SENDING if growing else 1):
                 continue
             data = os.pread(fd, CHUNK, offset)
-            self._send({"kind": "file", "files": [[name, data]]})
+            self._link.send({"kind": "file", "files": [[name, data]]})
             self._sent[name] = offset + len(data)
             self.memory_bytes += len(data)
             if growing:
@@ -90,12 +88,12 @@ class Shipper:
             for start in range(0, max(len(data), 1), CHUNK):
                 piece = data[start : start + CHUNK]
                 if size + len(piece) > _SMALL_RECORD:
-                    self._send({"kind": "file", "files": batch})
+                    self._link.send({"kind": "file", "files": batch})
                     await self._link.drain()
                     batch, size = [], 0
                 batch.append([name, piece])
                 size += len(piece)
-        self._send({"kind": "file", "files": batch})
+        self._link.send({"kind": "file", "files": batch})
         self._link.send({"kind": "end"})
         self._progress(self.memory_bytes)
 
@@ -114,13 +112,6 @@ class Shipper:
                 if name.startswith("fdinfo-"):
                     content[name] = images.rewrite_fdinfo(content[name], ids)
         return content
-
-    def _send(self, record: Record) -> None:
-        if self.fault is None:
-            self._link.send(record)
-        else:
-            fault, self.fault = self.fault, None
-            self._link.send(record, damage=lambda head, body: damage(fault, head, body))
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -81,6 +82,24 @@ def stat(pid: int) -> Stat:
     ppid, pgid, sid, _, _, flags = numbers
     name = printable(text[opening + 1 : closing])
     return Stat(int(text[:opening]), name, state, ppid, pgid, sid, flags)
+
+
+def born(pid: int) -> int:
+    """When a process was started, in clock ticks since the boot; 0 when it has gone."""
+    with contextlib.suppress(OSError):
+        text = read(f"/proc/{pid}/stat")
+        return int(text[text.rindex(")") + 2 :].split()[19])
+    return 0
+
+
+def now_in_ticks() -> int:
+    """The time that `born` counts."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def boot_id() -> str:
+    """Names the time since this kernel was started (random(4))."""
+    return read("/proc/sys/kernel/random/boot_id").strip()
 
 
 def status(pid: int, tid: int | None = None) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("generator", ["make_states.py", "make_troubleshooting.py"])
+@pytest.mark.parametrize("generator", ["make_protocol.py", "make_troubleshooting.py"])
 def test_generated_pages_are_up_to_date(generator: str) -> None:
     command = [sys.executable, str(ROOT / "docs" / generator), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

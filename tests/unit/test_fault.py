@@ -1,9 +1,10 @@
-"""Faults: every point takes every action, and nothing happens that was not asked for."""
+"""Faults: one table has every point, and nothing happens that was not asked for."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from itertools import product
 from pathlib import Path
@@ -12,28 +13,54 @@ import pytest
 
 from agent import fault as module
 from agent.errors import FaultInjected
-from agent.fault import ACTIONS, DESTINATION_POINTS, SOURCE_POINTS, BadFault, Faults, damage
+from agent.fault import ACTIONS, POINTS, ROLES, BadFault, Faults, Point, damage, parse
 
 ROOT = Path(__file__).resolve().parents[2]
-POINTS = [("source", point) for point in SOURCE_POINTS] + [
-    ("destination", point) for point in DESTINATION_POINTS
-]
+AGENT_ROLES = ("source", "destination")
+SOURCES = {
+    "source": ("agent/source.py", "agent/source_host.py"),
+    "destination": ("agent/destination.py", "agent/destination_host.py"),
+    "orchestrator": ("orchestrator/migration/driver.py", "orchestrator/migration/run.py"),
+}
 
 
-@pytest.mark.parametrize(("role", "point"), POINTS)
-def test_every_point_takes_every_action(role: str, point: str) -> None:
-    for action in (*ACTIONS, "delay=0.5"):
-        faults = Faults(role, [f"{point}@{role}={action}"])
-        assert faults.action(point) == action
-        others = [one for where, one in POINTS if where == role and one != point]
-        assert not any(faults.action(one) for one in others)
+def name(point: Point) -> str:
+    return f"{point.name}@{point.role}"
 
 
-@pytest.mark.parametrize(("role", "point"), POINTS)
-def test_every_point_is_in_the_code(role: str, point: str) -> None:
-    names = (role, f"{role}_host", "host", "image/shipper")
-    code = "".join((ROOT / "agent" / f"{name}.py").read_text() for name in names)
-    assert f'_faults.at("{point}")' in code or f'_faults.action("{point}")' in code
+@pytest.mark.parametrize("point", POINTS, ids=name)
+def test_every_point_takes_its_actions_and_no_other(point: Point) -> None:
+    for action in ACTIONS:
+        given = action.replace("=S", "=0.5")
+        fault = f"{name(point)}={given}"
+        if action in point.actions:
+            faults = Faults(point.role, [fault])
+            assert faults.actions == {point.name: given}
+            assert not Faults(next(one for one in ROLES if one != point.role), [fault]).actions
+        else:
+            with pytest.raises(BadFault):
+                parse(fault)
+
+
+@pytest.mark.parametrize("role", SOURCES)
+def test_every_point_is_in_the_code_and_none_else(role: str) -> None:
+    code = "".join((ROOT / path).read_text() for path in SOURCES[role])
+    used = set(re.findall(r'faults\.(?:at|action)\("(\w+)"\)', code))
+    if "faults.at(name)" in code:  # at the beginning of a phase
+        used |= {"lock", "freeze", "ship", "commit"}
+    assert used == {point.name for point in POINTS if point.role == role}
+
+
+def test_every_record_of_the_link_is_one_that_is_sent() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "agent").rglob("*.py"))
+    for point in POINTS:
+        if point.role == "link":
+            assert f'"kind": "{point.name}"' in code, point.name
+
+
+def test_names_are_used_once() -> None:
+    names = [name(point) for point in POINTS]
+    assert len(names) == len(set(names)) and all(point.when for point in POINTS)
 
 
 @pytest.mark.parametrize(
@@ -43,33 +70,25 @@ def test_every_point_is_in_the_code(role: str, point: str) -> None:
         "commit@source=kill",  # of the other role
         "freeze@destination=kill",
         "lock@source=tickle",
+        "lock@source=delay=soon",
+        "lock@source=delay=-1",
+        "lock@source=delay=S",
+        "freeze@source=full",  # nothing is stored there
         "lock@source=",
         "lock@source",
         "@source=kill",
+        "",
     ],
 )
 def test_a_fault_that_is_none_is_refused(fault: str) -> None:
     with pytest.raises(BadFault) as raised:
-        for role in ("source", "destination"):
-            Faults(role, [fault])
+        Faults("source", [fault])
     assert fault in raised.value.message and raised.value.exit_status == 2
 
 
-def test_a_role_takes_only_its_own() -> None:
-    asked = ["lock@source=error", "lock@destination=hang", "ship@destination=full"]
-    source, destination = Faults("source", asked), Faults("destination", asked)
-    assert (source.action("lock"), destination.action("lock")) == ("error", "hang")
-    assert (source.action("ship"), destination.action("ship")) == (None, "full")
-
-
 async def test_without_faults_nothing_happens() -> None:
-    for role, point in POINTS:
-        await Faults(role, []).at(point)
-
-
-async def test_what_the_caller_carries_out_does_nothing_by_itself() -> None:
-    for action in ("corrupt", "truncate", "oversize", "newer", "full"):
-        await Faults("source", [f"ship@source={action}"]).at("ship")
+    for point in POINTS:
+        await Faults(point.role, []).at(point.name)
 
 
 async def test_an_error_names_its_point() -> None:
@@ -93,11 +112,30 @@ async def test_a_delay_takes_its_time_and_goes_on() -> None:
     assert loop.time() - begin >= 0.015
 
 
-async def test_a_kill_is_of_the_agent_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kill_is_of_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(module.os, "kill", lambda *given: killed.append(given))
     await Faults("source", ["lock@source=kill"]).at("lock")
     assert killed == [(os.getpid(), signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("lock@source=cut", ["cut"]),
+        ("ship@source=corrupt", ["spoil corrupt"]),
+        ("ship@source=newer", ["spoil newer"]),
+        ("prepared@source=full", ["fill"]),
+    ],
+)
+async def test_whoever_owns_it_is_told(fault: str, told: list[str]) -> None:
+    faults = Faults("source", [fault])
+    seen: list[str] = []
+    faults.cut = lambda: seen.append("cut")
+    faults.spoil = lambda action: seen.append(f"spoil {action}")
+    faults.fill = lambda: seen.append("fill")
+    await faults.at(fault.partition("@")[0])
+    assert seen == told
 
 
 def test_damage_alters_only_what_it_says() -> None:

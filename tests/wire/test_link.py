@@ -250,7 +250,8 @@ async def test_an_end_is_told_to_the_other_side(who: str) -> None:
 async def test_a_cut_record_is_truncation_and_the_answer_still_comes() -> None:
     """The receiver may yet say why it failed."""
     async with connected() as ends:
-        ends.source.send(page(1, 4096), damage=lambda header, body: (header, body[:100]))
+        ends.source.spoil("truncate")
+        ends.source.send(page(1, 4096))
         with pytest.raises(ImageTruncated):
             await take(ends.destination, 1)
         ends.destination.send({"kind": "failed"})
@@ -260,7 +261,8 @@ async def test_a_cut_record_is_truncation_and_the_answer_still_comes() -> None:
 async def test_a_spoilt_record_ends_the_reading_and_all_before_it_is_kept() -> None:
     async with connected() as ends:
         ends.source.send(page(1, 8))
-        ends.source.send(page(2, 8), damage=lambda header, body: (header, bytes(len(body))))
+        ends.source.spoil("corrupt")
+        ends.source.send(page(2, 8))
         ends.source.send(page(3, 8))
         assert await take(ends.destination, 1) == [page(1, 8)]
         for _ in range(2):
@@ -318,6 +320,7 @@ async def test_a_relayed_record_that_is_cut_short_ends_the_link() -> None:
     cable = Cable()
     source, destination = cable.links
     cable.relays[0].open()
-    source.send(page(1, 4096), damage=lambda header, body: (header, body[:100]))
+    source.spoil("truncate")
+    source.send(page(1, 4096))
     with pytest.raises(ImageTruncated):
         await take(destination, 1)

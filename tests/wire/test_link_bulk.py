@@ -74,7 +74,8 @@ async def test_cut_short_the_receiver_still_has_its_word(links: tuple[Link, Link
     source, destination = links
     await send(source, 8 << 20)
     record = {"kind": "file", "files": [["pages-1.img", chunk(0)]]}
-    source.send(record, damage=lambda head, body: (head, body[: len(body) // 2]))
+    source.spoil("truncate")
+    source.send(record)
     assert await receive(destination) == expected(8 << 20)
     with pytest.raises(ImageTruncated):
         await destination.receive()

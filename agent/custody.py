@@ -1,0 +1,104 @@
+"""What keeps one host's part of a migration safe: protocol, journal and guardian."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from agent.errors import EXIT_REFUSED, AgentError
+from agent.guardian import Guardian
+from agent.journal import DIRECTORY, Journal, JournalBusy, histories
+from agent.kernel import proc
+from agent.plan import Plan
+from agent.protocol import SOURCE, TABLES, Found, Machine
+
+
+class AlreadyMoving(AgentError):
+    code = "already-moving"
+    template = "process {pid} is being moved already, by migration {id}"
+    hint_template = "Wait for its end."
+    exit_status = EXIT_REFUSED
+
+
+class Unfinished(AgentError):
+    code = "unfinished"
+    template = "migration {id} of process {pid} was never ended"
+    hint_template = "End it first: `migrate recover {id}`."
+    exit_status = EXIT_REFUSED
+
+
+class Custody:
+    """From the first line in the journal until all is over on this host."""
+
+    def __init__(self, plan: Plan, role: str, directory: Path = DIRECTORY) -> None:
+        """Begin. Raises `AlreadyMoving`, `Unfinished`, `JournalError`, `OSError`."""
+        with _Doorway(directory):
+            if role == SOURCE:
+                _refuse_twice(plan.pid, directory)
+            self.journal = Journal.create(plan.id, role, directory)
+        try:
+            self.machine = Machine(TABLES[role], self.journal.record)
+            self.machine.on(
+                "prepare",
+                plan=plan.to_wire(),
+                boot=proc.boot_id(),
+                born=proc.born(plan.pid),
+                agent=os.getpid(),
+                agent_born=proc.born(os.getpid()),
+            )
+            self._guardian = Guardian(plan.id, role, directory)
+        except BaseException:
+            self.journal.remove()
+            raise
+
+    def end(self) -> None:
+        """Let go. A journal that is over is removed, any other is for who comes next. Idempotent.
+
+        The destination's is kept where it has the process, until it is told to forget it: the
+        source may still ask, or `migrate recover`, if nobody has heard how it ended.
+        """
+        if self.machine.state == "ready":  # nothing was done yet
+            self.machine.back("fail")
+            self.machine.back("undone")
+        state = self.machine.state
+        if TABLES[self.machine.table.role].states[state].found is Found.OVER:
+            if state != "migrated" or self.machine.table.role == SOURCE:
+                self.journal.remove()
+            self._guardian.dismiss()
+        self.journal.close()
+        self._guardian.leave()
+
+
+class _Doorway:
+    """One agent at a time begins, so that two do not begin with the same process."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _refuse_twice(pid: int, directory: Path) -> None:
+    for history in histories(directory):
+        facts: dict[str, Any] = history.facts
+        plan = facts.get("plan", {})
+        over = TABLES[history.role].states[history.state].found is Found.OVER
+        if history.role != SOURCE or over or plan.get("pid") != pid:
+            continue
+        if facts.get("boot") != proc.boot_id() or facts.get("born") != proc.born(pid):
+            continue  # another process had that PID
+        try:
+            journal = Journal.open(history.id, SOURCE, directory)
+        except JournalBusy:
+            raise AlreadyMoving(pid=pid, id=history.id) from None
+        if journal is not None:
+            journal.close()
+            raise Unfinished(pid=pid, id=history.id)

@@ -1,0 +1,135 @@
+"""Outlives the agent of a migration, and ends for it what it left: one small process a host.
+
+It is started before anything is touched, waits on a pipe that only the agent holds, and looks into
+the journal when that breaks. An agent that hangs with the process frozen is killed first: after
+`plan.max_blackout` and a time for its own undoing, where the table lets this host act alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from agent.journal import DIRECTORY, read
+from agent.protocol import DESTINATION, TABLES, Found
+
+_CODE = (
+    "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)];"
+    "from agent.guardian import main; main()"
+)
+_LOOK = 1.0  # seconds between looks into the journal of an agent that lives
+_SLACK = 90.0  # seconds over the blackout: an undo waits up to a minute for CRIU
+_RELEASE = 3.0  # seconds from the commit to the process running
+_BUSY_PATIENCE = 30.0  # seconds for somebody else who holds the journal
+_DISMISSED = b"d"
+
+
+class Guardian:
+    """The agent's end: `dismiss` when all is over, else it is taken for dead."""
+
+    def __init__(self, migration_id: str, role: str, directory: Path = DIRECTORY) -> None:
+        """Start it. Raises `OSError`."""
+        watched, self._pipe = os.pipe()
+        root = sys.path[0]  # where this package is: a directory, or the agent's archive
+        archive = [int(Path(root).name)] if root.startswith("/proc/self/fd/") else []
+        root = root if archive else str(Path(__file__).resolve().parents[1])
+        arguments = [root, migration_id, role, str(directory), str(watched), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                pass_fds=(watched, *archive),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(watched)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def dismiss(self) -> None:
+        """It is not needed any more. Idempotent."""
+        if self._pipe < 0:
+            return
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, _DISMISSED)
+        self.leave()
+
+    def leave(self) -> None:
+        """Let it go by what the journal says now."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+
+def main() -> None:
+    """Arguments: migration, role, journals' directory, descriptor to watch, the agent's PID."""
+    migration_id, role, directory, watched, agent = sys.argv[1:]
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Its parent may be gone already: then the pipe is broken, and nobody is killed.
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(int(agent))
+        if _watch(Path(directory), migration_id, role, int(watched), pidfd):
+            return
+    _take_over(Path(directory), migration_id, role)
+
+
+def _watch(directory: Path, migration_id: str, role: str, watched: int, pidfd: int) -> bool:
+    """Wait for the agent's end, or end it; whether the guardian was dismissed."""
+    while True:
+        ready = select.select([watched], [], [], _LOOK)[0]
+        if ready:
+            return os.read(watched, 1) == _DISMISSED
+        with contextlib.suppress(FileNotFoundError):
+            if _hangs(directory, migration_id, role):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [])
+                return False
+
+
+def _hangs(directory: Path, migration_id: str, role: str) -> bool:
+    """Whether the agent takes longer than any that is well."""
+    history = read(directory / f"{migration_id}-{role}", migration_id, role)
+    state = TABLES[role].states[history.state]
+    if state.found in (Found.OVER, Found.ASK):
+        return False
+    decided = history.entered("committed")
+    if role == DESTINATION and decided is not None and "resumed" not in history.facts:
+        return abs(time.time() - decided.at) > _RELEASE  # nothing else keeps the process here
+    since = history.entered("locked")
+    limit = float(history.facts["plan"]["max_blackout"]) + _SLACK
+    return since is not None and abs(time.time() - since.at) > limit
+
+
+def _take_over(directory: Path, migration_id: str, role: str) -> None:
+    from agent.journal import JournalBusy
+    from agent.recovery import settle
+
+    deadline = time.monotonic() + _BUSY_PATIENCE
+    while True:
+        try:
+            settle(migration_id, role, None, directory)
+            return
+        except JournalBusy:  # `migrate recover` was first, or the agent is not quite gone
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main()

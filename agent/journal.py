@@ -1,0 +1,260 @@
+"""The journal of one migration on one host: what its agent was about to do, for whoever finds it.
+
+A file `/var/lib/streamferry/journal/ID-ROLE`, 0600 in a directory 0700, only ever appended to:
+
+    b"SFJ1", then records: length (u32), CRC-32 of the body (u32), body (msgpack)
+    body: {"state": str, "at": seconds since the epoch, "facts": {...}}; state "" notes facts only
+
+A note is written, so it outlives the agent; a decision is on disk (fdatasync) when `record` has
+returned. The end may be torn: a record that is not whole was never acted upon. Whoever acts for the
+host holds the file's lock (flock), the living agent all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
+from agent.plan import ID_PATTERN
+from agent.protocol import TABLES, Log
+
+DIRECTORY = Path("/var/lib/streamferry/journal")
+
+_MAGIC = b"SFJ1"
+_HEAD = struct.Struct("!II")
+_ROOM = 16 << 10  # bytes written ahead, so that a decision needs no more room, nor metadata
+_LARGEST = 64 << 20  # bytes of a journal; a plan has limits of its own
+_NAME = re.compile(rf"({ID_PATTERN.pattern})-({'|'.join(TABLES)})")
+
+Facts = dict[str, Any]
+
+
+class JournalError(AgentError):
+    code = "journal"
+    template = "the journal {path} cannot be used: {detail}"
+    hint_template = "The agent needs a disk with room for {path}."
+    exit_status = EXIT_REFUSED
+
+
+class JournalBusy(AgentError):
+    code = "journal-busy"
+    template = "migration {id} is under way: its agent lives"
+    hint_template = "Wait for its end, or end the agent first."
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record."""
+
+    state: str
+    at: float  # seconds since the epoch
+    facts: Facts
+
+
+@dataclass(slots=True)
+class History:
+    """A journal as it was read."""
+
+    id: str
+    role: str
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """The last state that was recorded; the table's start where there is none."""
+        states = [entry.state for entry in self.entries if entry.state]
+        return states[-1] if states else TABLES[self.role].start
+
+    @property
+    def facts(self) -> Facts:
+        """All facts; of one that was said twice the last."""
+        return {name: value for entry in self.entries for name, value in entry.facts.items()}
+
+    def summary(self) -> Facts:
+        """What of it a list shows."""
+        plan = self.facts.get("plan", {})
+        return {
+            "id": self.id,
+            "role": self.role,
+            "state": self.state,
+            "at": self.entries[-1].at if self.entries else 0.0,
+            "pid": int(plan.get("pid", 0)),
+            "source": str(plan.get("source", "")),
+            "destination": str(plan.get("destination", "")),
+        }
+
+    def entered(self, state: str) -> Entry | None:
+        """The record of the last time that `state` was entered."""
+        return next((one for one in reversed(self.entries) if one.state == state), None)
+
+
+class Journal:
+    """An open journal, locked. `record` has the signature that `protocol.Machine` wants."""
+
+    def __init__(self, path: Path, fd: int, history: History, end: int) -> None:
+        self.path = path
+        self._fd = fd
+        self.history = history
+        self._end = end
+        self._full = False
+
+    @classmethod
+    def create(cls, migration_id: str, role: str, directory: Path = DIRECTORY) -> Journal:
+        """A new one, on disk. Raises `JournalError`, also where it exists."""
+        path = directory / f"{migration_id}-{role}"
+        with _as_journal_error(path):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(path, flags, 0o600)
+        journal = cls(path, fd, History(migration_id, role), len(_MAGIC))
+        try:
+            with _as_journal_error(path):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.pwrite(fd, _MAGIC.ljust(_ROOM, b"\0"), 0)
+                os.fsync(fd)
+                _sync_directory(directory)
+        except BaseException:
+            journal.remove()
+            raise
+        return journal
+
+    @classmethod
+    def open(cls, migration_id: str, role: str, directory: Path = DIRECTORY) -> Journal | None:
+        """The one of a dead agent, or None where there is none.
+
+        Raises `JournalBusy` while the agent (or another who acts for it) lives, `JournalError`.
+        """
+        path = directory / f"{migration_id}-{role}"
+        try:
+            with _as_journal_error(path):
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink == 0:  # it has ended meanwhile
+                os.close(fd)
+                return None
+            entries, end = _read(fd)
+        except BlockingIOError:
+            os.close(fd)
+            raise JournalBusy(id=migration_id) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, History(migration_id, role, entries), end)
+
+    def record(self, state: str, log: Log, facts: Facts) -> None:
+        """Append a record; a decision is on disk when this returns. Raises `JournalError`."""
+        entry = Entry(state, time.time(), facts)
+        body = msgpack.packb({"state": state, "at": entry.at, "facts": facts})
+        data = _HEAD.pack(len(body), zlib.crc32(body)) + body
+        with _as_journal_error(self.path):
+            if self._full or os.pwrite(self._fd, data, self._end) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if log is Log.DECISION:
+                os.fdatasync(self._fd)
+        self._end += len(data)
+        self.history.entries.append(entry)
+
+    def fill(self) -> None:
+        """From now on act as a full disk would."""
+        self._full = True
+
+    def note(self, **facts: object) -> None:
+        """Append facts, in the state as it is. Raises `JournalError`."""
+        self.record("", Log.NOTE, facts)
+
+    def remove(self) -> None:
+        """All is over: nothing is to be found here any more. Idempotent."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+            _sync_directory(self.path.parent)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; it stays. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def checked_name(migration_id: object, role: object) -> None:
+    """Raises `ProtocolError` for what cannot be the name of a journal."""
+    if not isinstance(migration_id, str) or not _NAME.fullmatch(f"{migration_id}-{role}"):
+        raise ProtocolError(detail=f"{shown(migration_id, 80)} is no migration's id")
+
+
+def histories(directory: Path = DIRECTORY) -> Iterator[History]:
+    """All journals there are, oldest first, without waiting for anyone. Raises `JournalError`."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise JournalError(path=str(directory), detail=error.strerror or "") from None
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                yield read(directory / name, *match.groups())
+
+
+def read(path: Path, migration_id: str, role: str) -> History:
+    """One journal. Raises `FileNotFoundError` and `JournalError`."""
+    with _as_journal_error(path):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return History(migration_id, role, _read(fd)[0])
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int) -> tuple[list[Entry], int]:
+    """The whole records from the beginning, and where the last of them ends."""
+    data = os.pread(fd, min(os.fstat(fd).st_size, _LARGEST), 0)
+    entries: list[Entry] = []
+    at = len(_MAGIC)
+    while data.startswith(_MAGIC) and at + _HEAD.size <= len(data):
+        length, crc = _HEAD.unpack_from(data, at)
+        body = data[at + _HEAD.size : at + _HEAD.size + length]
+        if not length or len(body) < length or zlib.crc32(body) != crc:
+            break
+        entries.append(_entry(body))
+        at += _HEAD.size + length
+    return entries, at
+
+
+def _entry(body: bytes) -> Entry:
+    value = msgpack.unpackb(body)
+    return Entry(str(value["state"]), float(value["at"]), dict(value["facts"]))
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _as_journal_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise JournalError(path=str(path), detail=error.strerror or str(error)) from error

@@ -1,0 +1,158 @@
+"""Brings what a dead agent left to the end that the protocol gives it, or says why it cannot yet.
+
+Used by the guardian on its own host, and by `migrate recover` with the other host's word. Whoever
+acts holds the journal's lock, so it is one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.errors import EXIT_IN_DOUBT, AgentError
+from agent.journal import DIRECTORY, Journal, JournalBusy, read
+from agent.kernel import proc
+from agent.protocol import DESTINATION, TABLES, Found, Machine, again, ending
+from agent.successor import Successor
+
+_POLL = 0.05  # seconds between tries for the journal
+
+
+class RecoveryIncomplete(AgentError):
+    code = "recovery-incomplete"
+    template = "migration {id} could not be ended at its {role}: {detail}"
+    hint_template = "Mend that and run `migrate recover {id}` again."
+    exit_status = EXIT_IN_DOUBT
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What was found on one host, and what it is now."""
+
+    role: str
+    found: str  # the state in the journal; "" where there is none
+    state: str  # the state now
+    word: str | None  # for the other host; None: none yet
+    living: list[int]  # PIDs of the copy on this host
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def settle(
+    migration_id: str, role: str, word: str | None = None, directory: Path = DIRECTORY
+) -> Settled:
+    """Undo, finish, or go by the other host's `word`. Blocks.
+
+    A journal that is over is removed, but for a destination's that has the process: that is kept
+    for the source to ask, until `forget`. Raises `JournalBusy` while its agent lives,
+    `RecoveryIncomplete`, `JournalError`.
+    """
+    table = TABLES[role]
+    journal = Journal.open(migration_id, role, directory)
+    if journal is None:
+        return Settled(role, "", "", table.unheard, [])
+    try:
+        return _settle(journal, word)
+    finally:
+        journal.close()
+
+
+def _settle(journal: Journal, word: str | None) -> Settled:
+    history = journal.history
+    table = TABLES[history.role]
+    found = history.state
+    machine = Machine(table, journal.record, found)
+    if not history.entries:  # its agent died before it had written down what it was to do
+        journal.remove()
+        return Settled(history.role, found, found, table.unheard, [])
+    successor = Successor(history)
+    rule = table.states[found].found
+    actions: tuple[str, ...] | None = None
+    if rule is Found.FAIL:
+        actions = machine.back("fail")
+    elif rule is Found.AGAIN:
+        actions = again(table, found)
+    elif rule is Found.ASK and word is not None:
+        if (event := table.heard(found, word)) is not None:
+            actions = machine.back(event)
+    if actions is not None:
+        _do(successor, actions, history.id, history.role)
+        machine.back(ending(table, machine.state))
+    state = table.states[machine.state]
+    over = state.found is Found.OVER
+    living = successor.living
+    if over:
+        successor.wipe()
+        if not (history.role == DESTINATION and machine.state == "migrated"):
+            journal.remove()
+    return Settled(history.role, found, machine.state, state.word, living)
+
+
+def _do(successor: Successor, actions: tuple[str, ...], migration_id: str, role: str) -> None:
+    """A step that fails does not keep the others from being taken."""
+    problems = []
+    for action in actions:
+        try:
+            successor.do(action)
+        except Exception as error:
+            problems.append(f"{action}: {error}")
+    if problems:
+        raise RecoveryIncomplete(id=migration_id, role=role, detail="; ".join(problems))
+
+
+def settle_when_free(
+    migration_id: str,
+    role: str,
+    word: str | None,
+    patience: float,
+    directory: Path = DIRECTORY,
+) -> Settled:
+    """As `settle`, but wait `patience` seconds for whoever is at work.
+
+    An agent that is in doubt has nobody left to hear from (its orchestrator may be cut off without
+    its knowing): it is asked to go.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return settle(migration_id, role, word, directory)
+        except JournalBusy:
+            if time.monotonic() > deadline:
+                raise
+            _send_away(migration_id, role, directory)
+            time.sleep(_POLL)
+
+
+def _send_away(migration_id: str, role: str, directory: Path) -> None:
+    try:
+        history = read(directory / f"{migration_id}-{role}", migration_id, role)
+    except FileNotFoundError:
+        return
+    agent, began = history.facts.get("agent", 0), history.facts.get("agent_born", 0)
+    if history.state != "in-doubt" or not began or proc.born(agent) != began:
+        return
+    with contextlib.suppress(OSError):
+        os.kill(agent, signal.SIGTERM)
+
+
+def forget(migration_id: str, directory: Path = DIRECTORY) -> bool:
+    """The source has ended: the destination's journal is of no more use. Whether it was there.
+
+    Raises `JournalBusy`.
+    """
+    journal = Journal.open(migration_id, DESTINATION, directory)
+    if journal is None:
+        return False
+    try:
+        if journal.history.state == "migrated":
+            journal.remove()
+            return True
+        return False
+    finally:
+        journal.close()

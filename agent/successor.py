@@ -1,0 +1,222 @@
+"""Does for a dead agent what the protocol still wants of it, from its journal and the kernel alone.
+
+Each step is one action of `agent.protocol`, may be done twice, and does nothing where there is
+nothing to do. What only the dead agent knew is lost: packets captured during the blackout are not
+replayed (their peers send them again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from agent.address import AddressError, AddressMover
+from agent.freeze import Tree, thread_states
+from agent.journal import History
+from agent.kernel import proc, uapi
+from agent.netlock import apply, render
+from agent.plan import Plan
+from agent.protocol import DESTINATION, SOURCE
+from agent.tcp import options
+from agent.tcp.replay import Replayer
+from agent.tcp.restoring import leave_repair, release
+from agent.tcp.steal import socket_descriptors, steal
+from agent.tcp.stream import Stream
+
+_CRIU_PATIENCE = 60.0  # seconds for a CRIU whose agent has died to come to its end
+_POLL = 0.01
+_PROBES = (0.1, 0.3)  # seconds after the first window probe, as it may have been lost
+_MASK = 0xFFFFFFFF
+
+
+def remembered(stream: Stream) -> list[Any] | None:
+    """What of a restored stream its release needs, as a row; None where that is the same for all.
+
+    Without the queues, whose bytes are in the kernel by then.
+    """
+    if stream.state == uapi.TCP_ESTABLISHED and not options.late(stream.options):
+        return None
+    rest = dataclasses.replace(
+        stream,
+        receive_seq=(stream.receive_seq + len(stream.receive_queue)) & _MASK,
+        receive_queue=b"",
+        send_queue=b"",
+        unsent=0,
+        urgent=0,
+    )
+    return rest.to_wire()
+
+
+class Successor:
+    """One role's actions on this host. Blocks; not for the blackout."""
+
+    def __init__(self, history: History) -> None:
+        """Raises `ProtocolError` where the journal has no plan, or none that is valid."""
+        self._facts = history.facts
+        self._role = history.role
+        self.plan = Plan.from_wire(self._facts.get("plan"))
+        self._history = history
+        self._same_boot = self._facts.get("boot") == proc.boot_id()
+        self._peer_asleep: list[socket.socket] = []
+
+    def do(self, action: str) -> None:
+        """One action of the table; those that only tell somebody something do nothing."""
+        if not action.startswith("say_"):
+            step: Callable[[], None] = getattr(self, action)
+            step()
+
+    # --- the process
+
+    @property
+    def living(self) -> list[int]:
+        """The PIDs of this host's copy."""
+        if not self._same_boot:
+            return []
+        if self._role == SOURCE:
+            return self._members() if proc.born(self.plan.pid) == self._facts.get("born") else []
+        began = self._history.entered("restoring")
+        since = int(began.facts.get("ticks", 0)) if began is not None else 0
+        return [pid for pid in self.plan.tree if since and proc.born(pid) >= since]
+
+    def _members(self) -> list[int]:
+        tree = Tree(self.plan.pid)
+        try:
+            tree.refresh()
+            return tree.pids
+        finally:
+            tree.close()
+
+    @contextlib.contextmanager
+    def _tree(self) -> Iterator[Tree | None]:
+        """The copy here, once CRIU has let go of it; None where there is none."""
+        self._await_criu()
+        members = self.living
+        if not members:
+            yield None
+            return
+        tree = Tree(members[0])
+        try:
+            for pid in members[1:]:
+                tree.adopt(pid)
+            tree.refresh()
+            yield tree
+        finally:
+            tree.close()
+
+    def _await_criu(self) -> None:
+        """It holds the process by its parasite while it dumps, and is its parent in a restore."""
+        worker, started = self._facts.get("worker", 0), self._facts.get("worker_born", 0)
+        deadline = time.monotonic() + _CRIU_PATIENCE
+        while worker and started and proc.born(worker) == started and time.monotonic() < deadline:
+            if set(thread_states(worker).values()) <= {"Z", "X"}:
+                break
+            time.sleep(_POLL)
+
+    def thaw(self) -> None:
+        """Let it go on, but for members that somebody else had stopped."""
+        with self._tree() as tree:
+            if tree is not None:
+                tree.stopped_before = set(self._facts.get("stopped", []))
+                tree.thaw()
+        self._probe_again()
+
+    def kill(self) -> None:
+        """End the copy, which never ran, without a word to the peers."""
+        with self._tree() as tree:
+            if tree is not None:
+                asyncio.run(tree.kill())
+
+    def end_copy(self) -> None:
+        """End the copy, which runs elsewhere now, without a word to the peers."""
+        self.kill()
+
+    # --- streams
+
+    def release(self) -> None:
+        """Out of repair mode, with every stream in the state that it had."""
+        with self._tree() as tree:
+            if tree is None:
+                return
+            rows = [Stream.from_wire(row) for row in self._facts.get("streams", [])]
+            streams = {(one.local, one.remote): one for one in rows}
+            for sock in steal(tree.pidfds, socket_descriptors(tree.pids)).values():
+                with contextlib.suppress(OSError):  # the peer may have gone meanwhile
+                    self._release(sock, streams)
+
+    def _release(self, sock: socket.socket, streams: dict[tuple[Any, Any], Stream]) -> None:
+        if not sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_REPAIR):
+            sock.close()
+            return
+        ends = sock.getsockname()[:2], sock.getpeername()[:2]
+        stream = streams.get(ends)
+        if self._role == DESTINATION and stream is not None:
+            with contextlib.closing(Replayer()) as replayer:
+                release(sock, stream, replayer.inject)
+        else:
+            leave_repair(sock)
+            # Repair mode has cleared it, and a listener that starts anew needs it of them all.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._role == DESTINATION:
+                options.restore_late(sock, [])
+        self._peer_asleep.append(sock)
+
+    def _probe_again(self) -> None:
+        waited = 0.0
+        for after in _PROBES if self._peer_asleep else ():
+            time.sleep(after - waited)
+            waited = after
+            for sock in self._peer_asleep:
+                with contextlib.suppress(OSError):
+                    reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+                    sock.setsockopt(socket.IPPROTO_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        for sock in self._peer_asleep:
+            sock.close()
+        self._peer_asleep.clear()
+
+    # --- network
+
+    def unlock(self) -> None:
+        apply.run(render.unlock(self.plan.id))
+        apply.run(render.unlock_time_waits(self.plan.id))
+
+    def take_back_addresses(self) -> None:
+        """Only what had been given up; where the process does not live here any more, nothing."""
+        if self._history.entered("handed-over") is not None and self.living:
+            with self._movers() as movers:
+                for mover in movers:
+                    mover.add()
+                for mover in movers:
+                    with contextlib.suppress(AddressError):  # the peers find it by asking
+                        mover.announce()
+
+    def drop_addresses(self) -> None:
+        """Only what had been taken."""
+        if self._history.entered("taking-over") is not None:
+            with self._movers() as movers:
+                for mover in movers:
+                    mover.remove()
+
+    @contextlib.contextmanager
+    def _movers(self) -> Iterator[list[AddressMover]]:
+        with contextlib.ExitStack() as opened:
+            movers = []
+            for one in self.plan.addresses:
+                device = one.source_device if self._role == SOURCE else one.destination_device
+                mover = AddressMover(one.address, one.prefixlen, device)
+                movers.append(opened.enter_context(contextlib.closing(mover)))
+            yield movers
+
+    def wipe(self) -> None:
+        """Leave no images. Idempotent."""
+        directory = Path(self.plan.images_dir, self.plan.id)
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()

@@ -1,0 +1,142 @@
+"""The journal: what is written is found again, and a torn end is as if it had not been written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agent import journal as module
+from agent.errors import ProtocolError
+from agent.journal import Journal, JournalBusy, JournalError, checked_name, histories, read
+from agent.plan import new_id
+from agent.protocol import DESTINATION, SOURCE, Log
+
+ID = "20261124-120000-abcdef"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal.create(ID, SOURCE, tmp_path / "journal")
+
+
+def test_what_was_written_is_read(journal: Journal) -> None:
+    journal.record("ready", Log.DECISION, {"plan": {"pid": 7}, "born": 5})
+    journal.record("locked", Log.NOTE, {})
+    journal.note(stopped=[8], born=6)
+    history = read(journal.path, ID, SOURCE)
+    assert [entry.state for entry in history.entries] == ["ready", "locked", ""]
+    assert (history.state, history.facts) == (
+        "locked", {"plan": {"pid": 7}, "born": 6, "stopped": [8]},
+    )  # fmt: skip
+    assert history.entered("ready") is not None and history.entered("frozen") is None
+    summary = history.summary()
+    assert (summary["pid"], summary["state"], summary["source"]) == (7, "locked", "")
+
+
+def test_nobody_else_may_look(journal: Journal) -> None:
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(journal.path.parent.stat().st_mode) == 0o700
+
+
+def test_a_decision_is_on_disk_and_a_note_need_not_be(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    journal.record("locked", Log.NOTE, {})
+    assert not synced
+    journal.record("handed-over", Log.DECISION, {})
+    assert len(synced) == 1
+
+
+def test_every_torn_end_is_as_if_it_had_not_been_written(journal: Journal) -> None:
+    journal.record("ready", Log.DECISION, {"a": 1})
+    whole = journal._end
+    journal.record("handed-over", Log.DECISION, {"b": 2})
+    data = journal.path.read_bytes()
+    journal.close()
+    for end in range(whole, journal._end):
+        journal.path.write_bytes(data[:end])
+        assert read(journal.path, ID, SOURCE).state == "ready", end
+        journal.path.write_bytes(data[:end].ljust(len(data), b"\0"))
+        assert read(journal.path, ID, SOURCE).state == "ready", end
+    for place in range(whole, journal._end):
+        torn = bytearray(data)
+        torn[place] ^= 1
+        journal.path.write_bytes(torn)
+        assert read(journal.path, ID, SOURCE).state == "ready", place
+
+
+def test_one_that_comes_after_writes_over_the_torn_end(journal: Journal) -> None:
+    journal.record("ready", Log.DECISION, {})
+    end = journal._end
+    journal.record("handed-over", Log.DECISION, {"much": "x" * 500})
+    journal.close()
+    os.truncate(journal.path, end + 100)
+    again = Journal.open(ID, SOURCE, journal.path.parent)
+    assert again is not None and again.history.state == "ready"
+    again.record("rolling-back", Log.NOTE, {})
+    assert read(journal.path, ID, SOURCE).state == "rolling-back"
+
+
+@pytest.mark.parametrize("end", range(5))
+def test_one_that_never_got_its_first_record(tmp_path: Path, end: int) -> None:
+    (tmp_path / f"{ID}-source").write_bytes(b"SFJ1"[:end])
+    assert read(tmp_path / f"{ID}-source", ID, SOURCE).state == "idle"
+
+
+def test_it_is_one_agents_alone(journal: Journal) -> None:
+    with pytest.raises(JournalBusy):
+        Journal.open(ID, SOURCE, journal.path.parent)
+    journal.close()
+    again = Journal.open(ID, SOURCE, journal.path.parent)
+    assert again is not None
+    again.remove()
+    assert Journal.open(ID, SOURCE, journal.path.parent) is None
+
+
+def test_an_id_is_used_once(journal: Journal) -> None:
+    with pytest.raises(JournalError):
+        Journal.create(ID, SOURCE, journal.path.parent)
+    Journal.create(ID, DESTINATION, journal.path.parent).close()
+
+
+def test_all_there_are(journal: Journal) -> None:
+    other = new_id()
+    Journal.create(other, DESTINATION, journal.path.parent).record("ready", Log.NOTE, {})
+    (journal.path.parent / "something-else").write_text("")
+    found = [(one.id, one.role, one.state) for one in histories(journal.path.parent)]
+    assert sorted(found) == sorted([(ID, SOURCE, "idle"), (other, DESTINATION, "ready")])
+    assert list(histories(journal.path.parent / "none")) == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_last_state(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.record("ready", Log.DECISION, {})
+    monkeypatch.setattr(os, "pwrite", lambda *_: 3)
+    with pytest.raises(JournalError, match="No space"):
+        journal.record("handed-over", Log.DECISION, {})
+    monkeypatch.undo()
+    assert read(journal.path, ID, SOURCE).state == "ready"
+    assert journal.history.state == "ready"
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", ID + "/..", None, 5])
+def test_only_ids_name_journals(name: object) -> None:
+    with pytest.raises(ProtocolError):
+        checked_name(name, SOURCE)
+    with pytest.raises(ProtocolError):
+        checked_name(ID, "nobody")
+    checked_name(ID, SOURCE)
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / f"{ID}-source").symlink_to(tmp_path / "target")
+    with pytest.raises(JournalError):
+        Journal.open(ID, SOURCE, tmp_path)
+    assert module.DIRECTORY == Path("/var/lib/streamferry/journal")

@@ -1,0 +1,166 @@
+"""What is done for a dead agent in each state, and what becomes of its journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import recovery
+from agent.journal import History, Journal, JournalBusy, read
+from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log
+from agent.recovery import RecoveryIncomplete, forget, settle, settle_when_free
+
+ID = "20261124-120000-abcdef"
+GO_ON = ["take_back_addresses", "unlock", "release", "thaw"]
+LEAVE_NOTHING = ["kill", "drop_addresses", "unlock"]
+
+
+class Fake:
+    """A successor that only says what it was told to do."""
+
+    did: list[str]
+    failing: set[str]
+
+    def __init__(self, history: History) -> None:
+        self.living = [7]
+
+    def do(self, action: str) -> None:
+        if action in self.failing:
+            raise OSError(f"no {action}")
+        if not action.startswith("say_"):
+            self.did.append(action)
+
+    def wipe(self) -> None:
+        self.did.append("wipe")
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+    Fake.did, Fake.failing = [], set()
+    monkeypatch.setattr(recovery, "Successor", Fake)
+    return Fake
+
+
+def left(directory: Path, role: str, state: str) -> Path:
+    journal = Journal.create(ID, role, directory)
+    journal.record(state, Log.DECISION, {"plan": {}})
+    journal.close()
+    return journal.path
+
+
+CASES: list[tuple[str, str, str | None, list[str], str, bool]] = [
+    # role, found, word; done, state then, journal stays
+    *[(SOURCE, state, None, [*GO_ON, "wipe"], "rolled-back", False)
+      for state in ("ready", "linked", "locked", "frozen", "shipped", "rolling-back")],
+    *[(SOURCE, state, None, [], state, True) for state in ("handed-over", "in-doubt")],
+    *[(SOURCE, state, "committed", ["end_copy", "unlock", "wipe"], "migrated", False)
+      for state in ("handed-over", "in-doubt")],
+    *[(SOURCE, state, "failed", [*GO_ON, "wipe"], "rolled-back", False)
+      for state in ("handed-over", "in-doubt")],
+    (SOURCE, "handed-over", "nonsense", [], "handed-over", True),
+    (SOURCE, "committed", None, ["end_copy", "unlock", "wipe"], "migrated", False),
+    (SOURCE, "migrated", None, ["wipe"], "migrated", False),
+    (SOURCE, "rolled-back", None, ["wipe"], "rolled-back", False),
+    *[(DESTINATION, state, None, [*LEAVE_NOTHING, "wipe"], "rolled-back", False)
+      for state in (
+          "ready", "linked", "locked", "restoring", "restored", "taking-over", "undoing",
+      )],
+    (DESTINATION, "committed", None, ["unlock", "release", "thaw", "wipe"], "migrated", True),
+    (DESTINATION, "migrated", None, ["wipe"], "migrated", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "found", "word", "done", "state", "stays"), CASES)
+def test_each_state(
+    tmp_path: Path,
+    role: str,
+    found: str,
+    word: str | None,
+    done: list[str],
+    state: str,
+    stays: bool,
+) -> None:
+    path = left(tmp_path, role, found)
+    settled = settle(ID, role, word, tmp_path)
+    assert (settled.found, settled.state, Fake.did) == (found, state, done)
+    assert path.exists() == stays
+    if stays:
+        assert read(path, ID, role).state == state
+
+
+def test_every_state_is_a_case() -> None:
+    tried = {(role, found) for role, found, *_ in CASES}
+    every = {(role, state) for role, table in TABLES.items() for state in table.states}
+    assert every - tried == {(SOURCE, "idle"), (DESTINATION, "idle"), (DESTINATION, "rolled-back")}
+
+
+@pytest.mark.parametrize("state", ["committed", "migrated"])
+def test_a_destination_that_has_it_says_so_until_it_may_forget(tmp_path: Path, state: str) -> None:
+    path = left(tmp_path, DESTINATION, state)
+    for _ in range(2):
+        assert settle(ID, DESTINATION, None, tmp_path).word == "committed"
+    assert forget(ID, tmp_path) and not path.exists()
+    assert not forget(ID, tmp_path)
+
+
+def test_nothing_is_forgotten_before_it_is_over(tmp_path: Path) -> None:
+    path = left(tmp_path, DESTINATION, "committed")
+    assert not forget(ID, tmp_path) and path.exists()
+
+
+def test_of_what_it_knows_nothing_a_destination_says_it_failed(tmp_path: Path) -> None:
+    assert settle(ID, DESTINATION, None, tmp_path).word == "failed"
+    assert settle(ID, SOURCE, None, tmp_path).state == ""
+
+
+def test_an_agent_that_died_before_its_first_line_has_done_nothing(tmp_path: Path) -> None:
+    path = Journal.create(ID, SOURCE, tmp_path)
+    path.close()
+    assert settle(ID, SOURCE, None, tmp_path).state == "idle"
+    assert not path.path.exists() and Fake.did == []
+
+
+@pytest.mark.parametrize("failing", ["unlock", "thaw", "take_back_addresses"])
+def test_a_step_that_fails_keeps_none_from_being_taken_and_all_are_taken_again(
+    tmp_path: Path, failing: str
+) -> None:
+    path = left(tmp_path, SOURCE, "frozen")
+    Fake.failing = {failing}
+    with pytest.raises(RecoveryIncomplete, match=failing):
+        settle(ID, SOURCE, None, tmp_path)
+    assert Fake.did == [one for one in GO_ON if one != failing]
+    assert read(path, ID, SOURCE).state == "rolling-back"
+    Fake.did, Fake.failing = [], set()
+    assert settle(ID, SOURCE, None, tmp_path).state == "rolled-back"
+    assert Fake.did == [*GO_ON, "wipe"]
+
+
+def test_a_full_disk_does_not_keep_it_from_undoing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = left(tmp_path, SOURCE, "frozen")
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    assert settle(ID, SOURCE, None, tmp_path).state == "rolled-back"
+    assert Fake.did == [*GO_ON, "wipe"] and not path.exists()
+
+
+def test_while_its_agent_lives_nobody_acts_for_it(tmp_path: Path) -> None:
+    journal = Journal.create(ID, SOURCE, tmp_path)
+    journal.record("frozen", Log.NOTE, {"plan": {}})
+    with pytest.raises(JournalBusy):
+        settle_when_free(ID, SOURCE, None, 0.1, tmp_path)
+    assert Fake.did == []
+    journal.close()
+    assert settle_when_free(ID, SOURCE, None, 0.1, tmp_path).state == "rolled-back"
+
+
+def test_every_rule_of_the_tables_is_known_here() -> None:
+    assert {state.found for table in TABLES.values() for state in table.states.values()} == set(
+        Found
+    )
