@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from agent import PROTOCOL_VERSION
 from agent.errors import AgentError, ProtocolError, VersionMismatch
+from agent.probe.facts import validate
 from agent.wire.frames import FrameDecoder, Message, encode
 from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
 
 HELLO_TIMEOUT = 30.0
 
 Facts = dict[str, Any]
+
+
+class JournalFacts(TypedDict):
+    """One migration that is not over on a host."""
+
+    id: str
+    role: str
+    state: str
+    at: int | float  # seconds since the epoch, of the last record
+    pid: int
+    source: str
+    destination: str
+
+
+class JournalList(TypedDict):
+    journals: list[JournalFacts]
+
+
+class SettledFacts(TypedDict):
+    """What `agent.recovery.Settled` has."""
+
+    role: str
+    found: str
+    state: str
+    word: str | None
+    living: list[int]
+
+
 EventHandler = Callable[[dict[str, Any]], Awaitable[None] | None]
 
 
@@ -28,6 +57,7 @@ class Channel(Protocol):
     async def drain(self) -> None: ...
     async def why_ended(self) -> AgentError: ...
     async def close(self, patience: float) -> None: ...
+    def abort(self) -> None: ...
 
 
 class AgentClient:
@@ -80,6 +110,10 @@ class AgentClient:
             self._channel.write(encode({"event": name, "data": data}))
             await self._channel.drain()
 
+    def abort(self) -> None:
+        """Break the connection off, as a fault."""
+        self._channel.abort()
+
     async def close(self, patience: float = 15.0) -> None:
         """Let the agent go: it settles what is under way within `patience` seconds."""
         await self._channel.close(patience)
@@ -121,6 +155,24 @@ class AgentClient:
     async def source_resolve(self, committed: bool) -> Facts:
         """Tell a source in doubt what the destination did; its final report."""
         return await self._map("source.resolve", committed=committed)
+
+    async def journals(self) -> list[JournalFacts]:
+        """The journals of migrations on that host, oldest first."""
+        answer = await self._map("journal.list")
+        return validate(answer, JournalList, f"{self.host}'s journals")["journals"]
+
+    async def settle(
+        self, migration: str, role: str, word: str | None, patience: float
+    ) -> SettledFacts:
+        """Bring what a dead agent left to its end; `word`: what the destination said."""
+        answer = await self._map(
+            "recovery.settle", migration=migration, role=role, word=word, patience=patience
+        )
+        return validate(answer, SettledFacts, f"{self.host}'s recovery")
+
+    async def forget(self, migration: str) -> None:
+        """Tell a destination that nobody will ask any more."""
+        await self._map("recovery.forget", migration=migration)
 
     async def _map(self, call: str, **args: Any) -> Facts:
         result = await self._call(call, args)

@@ -140,6 +140,8 @@ class _Judge:
             listeners=tuple(listeners),
             memory=self.process["memory"],
             shell_job=self.process["shell_job"],
+            source=self.source,
+            destination=self.destination,
             images_dir=options.images_dir,
             max_blackout=options.max_blackout,
             replay=options.replay,

@@ -237,6 +237,10 @@ class SshChannel:
             return HostUnreachable(host=self.host, detail="the connection was lost")
         return explain_end(self.host, status, text)
 
+    def abort(self) -> None:
+        """Break the connection off."""
+        self._connection.ssh.abort()
+
     async def close(self, patience: float) -> None:
         """End the agent's input, give it `patience` seconds to settle, then disconnect."""
         with contextlib.suppress(asyncssh.Error, OSError, TimeoutError):

@@ -11,6 +11,8 @@ from click.shell_completion import CompletionItem
 from agent import __version__
 from orchestrator.cli.check import check
 from orchestrator.cli.move import move
+from orchestrator.cli.records import list_, show
+from orchestrator.cli.recover import recover
 
 _DEFAULT = "move"
 _WITH_VALUE = ("-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault")
@@ -73,8 +75,12 @@ def migrate() -> None:
     \b
     migrate SRC DST --pid N          move it
     migrate check SRC DST --pid N    only see whether it could move
+    migrate recover [ID|HOST]        end what was interrupted
+    migrate list [HOST]...           migrations begun here, or interrupted there
+    migrate show ID                  one of them
     """
 
 
 migrate.add_command(move)
-migrate.add_command(check)
+for verb in (check, recover, list_, show):
+    migrate.add_command(verb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -14,7 +14,6 @@ from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_BLACKOUT_LI
 
 Command = Callable[..., Any]
 
-ROLES = ("source", "destination")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _OPTIONS = [
@@ -62,11 +61,13 @@ def shared(command: Command) -> Command:
 def make_request(given: dict[str, Any]) -> Any:
     """The `Request` of the parsed options. Raises `click.UsageError`."""
     from agent.errors import AgentError
+    from agent.fault import parse
     from orchestrator.migration.driver import Request
     from orchestrator.plan import Options
 
     try:
-        check_faults(given["faults"])
+        for fault in given["faults"]:
+            parse(fault)
         options = Options(
             max_blackout=given["max_blackout"],
             images_dir=given["images_dir"],
@@ -83,23 +84,6 @@ def make_request(given: dict[str, Any]) -> Any:
     )
 
 
-def check_faults(faults: Iterable[str]) -> None:
-    """Raises `BadFault` for what no agent would carry out."""
-    from agent.fault import BadFault, Faults
-
-    for fault in faults:
-        place, _, action = fault.partition("=")
-        role = place.partition("@")[2]
-        if role not in ROLES:
-            raise BadFault(fault=fault)
-        Faults(role, [fault])
-        if action.startswith("delay="):
-            try:
-                float(action.removeprefix("delay="))
-            except ValueError:
-                raise BadFault(fault=fault) from None
-
-
 def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
     """Run `check` or `migrate` of a driver; the driver and its result.
 
@@ -107,6 +91,7 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
     still told, with its exit status.
     """
     from orchestrator.migration.driver import Driver
+    from orchestrator.records import Records
     from orchestrator.report import Human, Silent
 
     request = make_request(given)
@@ -114,7 +99,7 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
     reporter = Silent() if quiet else Human("Checking" if verb == "check" else "Moving")
 
     async def drive() -> tuple[Any, dict[str, Any]]:
-        driver = Driver(request, reporter)
+        driver = Driver(request, reporter, Records())
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup

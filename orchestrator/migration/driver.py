@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from agent.errors import AgentError, Cancelled
+from agent.fault import ORCHESTRATOR, Faults
 from agent.plan import Plan, new_id
 from orchestrator.agent_client import AgentClient, Facts
 from orchestrator.errors import OutcomeUnknown, internal
@@ -20,6 +21,8 @@ from orchestrator.migration import result as results
 from orchestrator.migration.result import Json
 from orchestrator.migration.run import Listener, Run
 from orchestrator.plan import Options, check_hosts, plan
+from orchestrator.records import Records
+from orchestrator.recovery import OVER, Named
 from orchestrator.refusals import Refusal, refusal
 from orchestrator.transport import open_agent
 
@@ -45,7 +48,11 @@ class Reporter(Listener, Protocol):
 class Driver:
     """Drives one request. `interrupt` may be called at any time."""
 
-    def __init__(self, request: Request, reporter: Reporter) -> None:
+    def __init__(
+        self, request: Request, reporter: Reporter, records: Records | None = None
+    ) -> None:
+        """`records`: where it is written down that a migration was begun, and its result."""
+        self._records = records
         self._request = request
         self._reporter = reporter
         self._result = results.empty(new_id(), request.source, request.destination, request.pid)
@@ -57,10 +64,17 @@ class Driver:
         self._cancelling: asyncio.Task[None] | None = None
         self._interrupted = False
         self._doing = "undoing"  # once it is interrupted
+        self._faults = Faults(ORCHESTRATOR, request.options.faults)
+        self._faults.cut = self._cut
+        self._lost_one = False
         self.refusals: list[Refusal] = []
         self.plan: Plan | None = None
         self.process: Facts = {}  # what the source's agent found
         self.error: AgentError | None = None
+
+    def _cut(self) -> None:
+        for agent in self._agents:
+            agent.abort()
 
     # --- the two verbs
 
@@ -74,6 +88,9 @@ class Driver:
     async def migrate(self) -> Json:
         """Migrate; the result as `orchestrator.migration.result` describes it."""
         await self._guarded(self._migrate())
+        if self._begun:
+            await self._recover_if_needed()
+            self._write_down("end", self._result["id"], self._result)
         return self._result
 
     def interrupt(self) -> None:
@@ -105,7 +122,10 @@ class Driver:
         except asyncio.CancelledError:
             self._failed(Cancelled(phase="check"))
         except AgentError as error:
-            self._failed(error)
+            if self._begun:
+                self._fault(error)
+            else:
+                self._failed(error)
         except Exception as error:  # a fault of ours; the agents settle what they have begun
             self._fault(internal(error))
         finally:
@@ -196,12 +216,19 @@ class Driver:
         if self.plan is None:
             return
         source, destination = self._pair
-        run = Run(source, destination, self._request.pid, self._reporter)
+        await self._faults.at("prepare")
+        run = Run(source, destination, self._request.pid, self._reporter, self._faults)
         wire = self.plan.to_wire()
         key = await source.source_prepare(wire)
         link = await destination.destination_prepare(wire, key["public_key"])
+        request = self._request
+        self._write_down(
+            "begin", self.plan.id, request.source, request.destination, request.pid,
+            request.ssh_config,
+        )  # fmt: skip
         self._begun, self._running = True, source
         try:
+            await self._faults.at("run")
             ending = await run.go(link)
         finally:
             self._running = None
@@ -210,7 +237,39 @@ class Driver:
         self._result["outcome"] = ending.outcome
         if ending.doubt is not None:
             self._doubt(ending.doubt)
+        self._lost_one = ending.source is None or ending.destination is None
+        if ending.outcome == results.MIGRATED and ending.source and ending.destination:
+            with contextlib.suppress(AgentError):  # nobody will ask any more
+                await destination.forget(self._result["id"])
         results.merge(self._result, ending.source, ending.destination)
+
+    async def _recover_if_needed(self) -> None:
+        """Where an agent was lost, its guardian or a new agent ends what it had begun."""
+        if self._result["outcome"] != results.IN_DOUBT and not self._lost_one:
+            return
+        from orchestrator.recovering import Recoverer
+
+        request = self._request
+        self._reporter.note("an agent was lost: ending what it had begun")
+        recoverer = Recoverer(request.ssh_config)
+        named = Named(self._result["id"], request.source, request.destination, request.pid)
+        try:
+            report = await recoverer.end(named)
+        finally:
+            await recoverer.close()
+        self._reporter.note(report.sentence)
+        if report.ended.outcome == results.MIGRATED:
+            self._result["outcome"], self._result["error"] = results.MIGRATED, None
+            self.error = None
+        elif report.ended.outcome in (results.ROLLED_BACK, OVER) and self.error is not None:
+            self._result["outcome"] = results.ROLLED_BACK
+
+    def _write_down(self, verb: str, *arguments: Any) -> None:
+        if self._records is not None:
+            try:
+                getattr(self._records, verb)(*arguments)
+            except OSError as error:
+                self._reporter.note(f"`migrate list` will not know of it: {error}")
 
 
 async def _both(*works: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
+from agent.fault import ORCHESTRATOR, Faults
 from orchestrator.agent_client import AgentClient, Facts
 from orchestrator.errors import AgentSilent, OutcomeUnknown
 from orchestrator.migration.result import (
@@ -24,6 +25,7 @@ from orchestrator.migration.result import (
     source_report,
 )
 
+SOURCE_SIDE = 90.0  # seconds for the source's report after the destination's: it may wait for CRIU
 OTHER_SIDE = 15.0  # seconds for the second report, once the first has come
 SETTLING = 20.0  # seconds for a destination that nobody talks to any more to settle by itself
 
@@ -52,8 +54,14 @@ class Run:
     """One run on two agents that are prepared."""
 
     def __init__(
-        self, source: AgentClient, destination: AgentClient, pid: int, listener: Listener
+        self,
+        source: AgentClient,
+        destination: AgentClient,
+        pid: int,
+        listener: Listener,
+        faults: Faults | None = None,
     ) -> None:
+        self._faults = faults or Faults(ORCHESTRATOR, ())
         self._source, self._destination = source, destination
         self._pid = pid
         self._listener = listener
@@ -70,8 +78,13 @@ class Run:
             self._side(destination.destination_run(), destination_report, source)
         )
         ours = asyncio.create_task(self._side(source.source_run(link), source_report, destination))
-        await asyncio.wait({ours})
-        sent = ours.result()
+        await self._source_ends(ours, theirs)
+        await self._faults.at("settle")
+        sent: SourceReport | AgentError = (
+            AgentSilent(host=source.host, seconds=f"{SOURCE_SIDE:.0f}")
+            if ours.cancelled()
+            else ours.result()
+        )
         lost = isinstance(sent, AgentError)
         taken = await self._within(theirs, SETTLING if lost else OTHER_SIDE)
         if isinstance(sent, AgentError):
@@ -88,11 +101,25 @@ class Run:
             return Ending(IN_DOUBT, sent, taken, self._unknown(detail))
         return Ending(sent["outcome"], sent, taken)
 
+    async def _source_ends(
+        self, ours: asyncio.Task[SourceReport | AgentError], theirs: asyncio.Task[Any]
+    ) -> None:
+        """Wait for the source's report; once the destination has ended, not for ever."""
+        await asyncio.wait({ours, theirs}, return_when=asyncio.FIRST_COMPLETED)
+        if not ours.done():
+            await asyncio.wait({ours}, timeout=SOURCE_SIDE)
+        if not ours.done():
+            ours.cancel()
+            await asyncio.gather(ours, return_exceptions=True)
+
     # --- events
 
-    def _phase(self, data: dict[str, Any]) -> None:
-        if isinstance(data.get("name"), str) and isinstance(data.get("ms", 0.0), int | float):
+    async def _phase(self, data: dict[str, Any]) -> None:
+        name = data.get("name")
+        if isinstance(name, str) and isinstance(data.get("ms", 0.0), int | float):
             self._listener.phase(data)
+            if data.get("state") == "begin":
+                await self._faults.at(name)
 
     def _progress(self, data: dict[str, Any]) -> None:
         done, total = data.get("done"), data.get("total")

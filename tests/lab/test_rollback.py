@@ -12,7 +12,7 @@ PHASES = [
     "lock@source", "freeze@source", "dump_streams@source", "dump_process@source", "ship@source",
     "prepared@source", "lock@destination", "restore_streams@destination", "ship@destination",
     "restore_process@destination", "commit@destination", "take_over@destination",
-    "unlock@destination",
+    "decide@destination",
 ]  # fmt: skip
 BEFORE_HANDOVER = PHASES[:10]
 

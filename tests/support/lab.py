@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +25,7 @@ SSH_CONFIG = ROOT / "lab/ssh_config"
 SERVICE = "10.77.0.100"
 SERVICE6 = "fd77::100"
 HOSTS = ("src", "dst")
+JOURNALS = "/var/lib/streamferry/journal"
 _PID_FLOOR = 20_000
 _pid_floor = _PID_FLOOR
 
@@ -83,6 +88,8 @@ class Lab:
 
     def __init__(self) -> None:
         self._docker = docker.from_env()
+        self._state = tempfile.mkdtemp(prefix="lab-state-")  # `migrate list` has it here
+        weakref.finalize(self, shutil.rmtree, self._state, True)
         self._containers = {name: self._docker.containers.get(name) for name in (*HOSTS, "client")}
 
     def run(self, host: str, command: str, check: bool = True) -> str:
@@ -155,14 +162,26 @@ class Lab:
     def start_migrate(
         self, source: str, destination: str, pid: int, *options: str
     ) -> subprocess.Popen[str]:
+        return self.start_command(source, destination, "--pid", str(pid), *options)
+
+    def start_command(self, *arguments: str) -> subprocess.Popen[str]:
+        """The command `migrate`, with --json."""
         command = [sys.executable, "-m", "orchestrator", "-F", str(SSH_CONFIG), "--json"]
         return subprocess.Popen(
-            [*command, source, destination, "--pid", str(pid), *options],
+            [*command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, "XDG_STATE_HOME": self._state},
         )
+
+    def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """Run the command `migrate` with --json; its exit status and what it printed."""
+        process = self.start_command(*arguments)
+        output, errors = process.communicate(timeout=200)
+        assert output.count("\n") == 1, f"not one line of JSON: {output!r} {errors!r}"
+        return process.returncode, json.loads(output)
 
     def end_migrate(self, process: subprocess.Popen[str]) -> Migration:
         started = time.monotonic()
@@ -177,6 +196,8 @@ class Lab:
         found += [line for line in tables.splitlines() if "streamferry" in line]
         if listing := self.run(host, "ls -A /run/streamferry 2>/dev/null", check=False):
             found.append(f"images: {listing}")
+        if listing := self.run(host, f"ls -A {JOURNALS} 2>/dev/null", check=False):
+            found.append(f"journals: {listing}")
         processes = self.run(host, "ps -eo pid=,stat=,args= ww").splitlines()
         for line in processes:
             pid, state, arguments = line.split(None, 2)
@@ -184,7 +205,7 @@ class Lab:
                 continue
             if state[0] in "Tt":
                 found.append(f"stopped: {line}")
-            if "criu" in arguments or "agent/__main__" in arguments or "memfd" in arguments:
+            if any(name in arguments for name in ("criu", "agent.guardian", "memfd")):
                 found.append(f"process: {line}")
             if "streamferry" in arguments and "sh -c" not in arguments:
                 found.append(f"process: {line}")
@@ -202,7 +223,8 @@ class Lab:
         workloads = "[r]edis-server|[n]ginx|[b]yte_server|[s]leep 1000"
         for host in HOSTS:
             self.run(host, f"pkill -KILL -f '{workloads}' || true")
-            self.run(host, "rm -rf /run/streamferry /run/lab-*")
+            self.run(host, "pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent' || true")
+            self.run(host, f"rm -rf /run/streamferry {JOURNALS} /run/lab-*")
             for table in self.run(host, "nft list tables").splitlines():
                 if "streamferry" in table:
                     self.run(host, f"nft delete {table}")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent import __version__
-from agent.fault import DESTINATION_POINTS, SOURCE_POINTS
+from agent.fault import POINTS, ROLES
 from orchestrator import cli
 from orchestrator.__main__ import run
 from orchestrator.cli.options import make_request
@@ -172,12 +172,12 @@ def test_usage_errors(
         assert said in answer["error"]["message"]
 
 
-@pytest.mark.parametrize("role, points", [("source", SOURCE_POINTS),
-                                          ("destination", DESTINATION_POINTS)])  # fmt: skip
-def test_every_fault_point_can_be_named(asked: Seen, role: str, points: tuple[str, ...]) -> None:
-    faults = [f"--fault={point}@{role}=error" for point in points]
+@pytest.mark.parametrize("role", ROLES)
+def test_every_fault_point_can_be_named(asked: Seen, role: str) -> None:
+    names = [point for point in POINTS if point.role == role]
+    faults = [f"--fault={one.name}@{role}={one.actions[0]}" for one in names]
     _, given = ask(asked, "src", "dst", "--pid", "5", *faults)
-    assert len(given["faults"]) == len(points)
+    assert len(given["faults"]) == len(names)
 
 
 def test_help_names_everything_but_the_switches_for_tests(
@@ -246,5 +246,5 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_group_has_the_two_verbs() -> None:
-    assert set(cli.migrate.commands) == {"move", "check"}
+def test_the_group_has_the_verbs() -> None:
+    assert set(cli.migrate.commands) == {"move", "check", "recover", "list", "show"}

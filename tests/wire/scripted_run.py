@@ -10,6 +10,8 @@ import pytest
 
 from agent.errors import AgentError
 from agent.plan import Plan
+from orchestrator import recovering
+from orchestrator.errors import HostUnreachable
 from orchestrator.inventory import Target
 from orchestrator.migration import driver as module
 from orchestrator.migration import run
@@ -49,6 +51,8 @@ class Setting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
         monkeypatch.setattr(module, "open_agent", self._open)
+        monkeypatch.setattr(recovering, "open_agent", self._open_again)
+        self.again: dict[str, ScriptedAgent] = {}  # by host: the agent that is started afterwards
         self.told = Told()
         self.unreachable: dict[str, AgentError] = {}
         self.never_opens = asyncio.Event()
@@ -66,6 +70,12 @@ class Setting:
         if name in self.slow:
             await self.never_opens.wait()
         return (self.source if name == "src" else self.destination).channel
+
+    async def _open_again(self, target: Target, config: list[str], said: Any) -> Any:
+        name = str(target)
+        if name not in self.again:
+            raise HostUnreachable(host=name, detail="no route to host")
+        return self.again[name].channel
 
     def patience(self, other_side: float = 0.05, settling: float = 0.05) -> None:
         self._patch.setattr(run, "OTHER_SIDE", other_side)

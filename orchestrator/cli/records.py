@@ -1,0 +1,116 @@
+"""`migrate list` and `migrate show ID`: what was begun here, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from orchestrator.cli.options import print_json
+
+UNFINISHED = "unfinished"
+
+
+@click.command(name="list")
+@click.argument("hosts", metavar="[HOST]...", nargs=-1)
+@click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+def list_(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> int:
+    """List migrations: those begun here, or those that HOSTs' journals have as not over.
+
+    With --json: {"migrations": [{"id", "source", "destination", "pid", "begun", "outcome",
+    "blackout_ms"}]}, of HOSTs [{"host", "id", "role", "state", "at", "pid", ...}].
+    """
+    if hosts:
+        return _of_hosts(hosts, ssh_config, as_json)
+    from orchestrator import report
+    from orchestrator.records import Records
+
+    rows = [_row(record) for record in Records().all()]
+    if as_json:
+        print_json({"migrations": rows})
+        return 0
+    for row in rows:
+        blackout = f"{row['blackout_ms']:9.1f} ms" if row["blackout_ms"] else f"{'-':>12}"
+        report.say(
+            f"{row['id']}  {row['outcome']:12} {blackout}  "
+            f"PID {row['pid']} {row['source']} -> {row['destination']}"
+        )
+    if not rows:
+        report.say("No migration was begun here.")
+    return 0
+
+
+def _row(record: Any) -> dict[str, Any]:
+    result = record["result"] or {}
+    return {
+        **{name: record[name] for name in ("id", "source", "destination", "pid", "begun")},
+        "outcome": result.get("outcome", UNFINISHED),
+        "blackout_ms": result.get("blackout_ms", 0.0),
+    }
+
+
+def _of_hosts(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> int:
+    from agent.errors import AgentError
+    from orchestrator import report
+    from orchestrator.recovering import journals
+
+    try:
+        rows = asyncio.run(journals(hosts, ssh_config))
+    except AgentError as error:
+        report.problem(error.message, error.hint)
+        return error.exit_status
+    if as_json:
+        print_json({"migrations": rows})
+        return 0
+    for row in rows:
+        report.say(
+            f"{row['id']}  {row['host']} is its {row['role']}: {row['state']}  "
+            f"PID {row['pid']} {row['source']} -> {row['destination']}"
+        )
+    if not rows:
+        report.say("No migration is under way or interrupted there.")
+    return 0
+
+
+def _ids(context: click.Context, param: click.Parameter, start: str) -> list[CompletionItem]:
+    from orchestrator.records import Records
+
+    return [CompletionItem(one["id"]) for one in Records().all() if one["id"].startswith(start)]
+
+
+@click.command(name="show")
+@click.argument("migration", metavar="ID", shell_complete=_ids)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+def show(migration: str, as_json: bool) -> int:
+    """Show one migration that was begun here, with its streams."""
+    from agent.errors import EXIT_REFUSED
+    from orchestrator import report
+    from orchestrator.records import Records
+    from orchestrator.recovering import UnknownMigration
+
+    record = Records().get(migration)
+    if record is None:
+        unknown = UnknownMigration(id=migration)
+        report.problem(unknown.message, unknown.hint)
+        return EXIT_REFUSED
+    if as_json:
+        print_json(dict(record))
+        return 0
+    report.say(
+        f"{record['id']}: PID {record['pid']} from {record['source']} to {record['destination']}, "
+        f"begun {record['begun']}"
+    )
+    result = record["result"]
+    if result is None:
+        report.say(f"It never came to its end here: `migrate recover {migration}`")
+        return 0
+    if "streams" in result:
+        report.summary(result, True)
+    if result.get("recovered"):
+        report.say(f"Ended by `migrate recover`: {result['outcome']}")
+    if error := result.get("error"):
+        report.problem(error["message"], error["hint"])
+    return 0

@@ -1,0 +1,60 @@
+"""`migrate recover [ID|HOST]`: end what was interrupted, and say how and why."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from orchestrator.cli.options import print_json
+
+
+@click.command(name="recover")
+@click.argument("what", metavar="[ID|HOST]", required=False)
+@click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
+    """Finish or undo migrations that were interrupted.
+
+    ID: that one. HOST: all that the host's journals name. Neither: all that were begun here and
+    have no result. The hosts' journals decide: what the destination has committed is finished,
+    anything else is undone, and exactly one copy goes on.
+
+    Exit status: 0 all is settled, 3 nothing could be reached or is known, 4 still in doubt, or a
+    host is left to be told.
+
+    With --json: {"migrations": [{"id", "outcome": "migrated" | "rolled-back" | "in-doubt" | "over",
+    "lost": bool, "unfinished": [role], "source": {"host", "found", "state", "living": [pid],
+    "error"}, "destination": ...}], "error"}.
+    """
+    from agent.errors import EXIT_MIGRATED, EXIT_REFUSED, AgentError
+    from orchestrator import report
+    from orchestrator.recovering import Recoverer
+
+    worker = Recoverer(ssh_config)
+    try:
+        found = asyncio.run(worker.recover(what))
+    except AgentError as error:
+        if as_json:
+            told = {"code": error.code, "message": error.message, "hint": error.hint}
+            print_json({"migrations": [], "error": told})
+        else:
+            report.problem(error.message, error.hint)
+        return error.exit_status or EXIT_REFUSED
+    if as_json:
+        print_json({"migrations": [one.to_json() for one in found], "error": None})
+    else:
+        _say(found)
+    return max((one.exit_status for one in found), default=EXIT_MIGRATED)
+
+
+def _say(found: list[Any]) -> None:
+    from orchestrator import report
+
+    if not found:
+        report.say("Nothing to recover.")
+    for one in found:
+        report.say(f"{one.named.id}: {one.sentence}")
+        for error in one.errors:
+            report.problem(error.message, error.hint)

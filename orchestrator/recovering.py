@@ -1,0 +1,172 @@
+"""`migrate recover`: find the migrations that are meant, reach their hosts, and end each."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from agent.errors import EXIT_IN_DOUBT, EXIT_MIGRATED, EXIT_REFUSED, AgentError
+from agent.plan import ID_PATTERN
+from orchestrator.agent_client import AgentClient
+from orchestrator.inventory import config_files, parse_target
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
+from orchestrator.records import Records
+from orchestrator.recovery import OVER, Named, Recovered, recover
+from orchestrator.transport import open_agent
+
+
+class UnknownMigration(AgentError):
+    code = "unknown-migration"
+    template = "no migration {id} was begun here"
+    hint_template = (
+        "Name one of its hosts: `migrate recover HOST`; `migrate list` shows those known."
+    )
+    exit_status = EXIT_REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One migration, and what it was brought to."""
+
+    named: Named
+    ended: Recovered
+
+    @property
+    def errors(self) -> list[AgentError]:
+        sides = (self.ended.source, self.ended.destination)
+        return [side for side in sides if isinstance(side, AgentError)]
+
+    @property
+    def exit_status(self) -> int:
+        done = self.ended.outcome != IN_DOUBT and not self.ended.unfinished
+        return EXIT_MIGRATED if done else EXIT_IN_DOUBT
+
+    @property
+    def sentence(self) -> str:
+        """The outcome and why, for a person."""
+        named, ended = self.named, self.ended
+        pid = f"PID {named.pid}" if named.pid else "the process"
+        if ended.outcome == OVER:
+            return "neither host knows of it any more: it is over"
+        if ended.outcome == IN_DOUBT:
+            return (
+                f"still in doubt: {named.source} has handed {pid} over, and {named.destination} "
+                "cannot say whether it has it; the copy here stays frozen until it can"
+                if not isinstance(ended.source, AgentError)
+                else "still in doubt: neither host could say how it ended"
+            )
+        if ended.lost:
+            host = named.destination if ended.outcome == MIGRATED else named.source
+            return f"{ended.outcome}, but {pid} ended with {host}, which was restarted or killed it"
+        if ended.outcome == MIGRATED:
+            return f"migrated: {named.destination} had committed; {pid} runs there" + self._left(
+                named.source, "source", "its frozen copy there is still to be ended"
+            )
+        return f"rolled back: {named.destination} had not committed; {pid} goes on at " + (
+            named.source
+            + self._left(named.source, "source", "which is still to be told")
+            + self._left(named.destination, "destination", "which may have something to undo")
+        )
+
+    def _left(self, host: str, role: str, what: str) -> str:
+        return f" ({host} could not be reached: {what})" if role in self.ended.unfinished else ""
+
+    def to_json(self) -> dict[str, Any]:
+        told = self.ended.to_json()
+        for role, host in (("source", self.named.source), ("destination", self.named.destination)):
+            told[role] = {"host": host, **told[role]}
+        return {"id": self.named.id, "pid": self.named.pid, **told}
+
+
+class Recoverer:
+    """Reaches each host once."""
+
+    def __init__(self, ssh_config: str | None, records: Records | None = None) -> None:
+        self._ssh_config = ssh_config
+        self._records = records or Records()
+        self._agents: dict[str, AgentClient | AgentError] = {}
+
+    async def recover(self, what: str | None) -> list[Report]:
+        """End what is meant. Raises `AgentError` where nothing is known, or a host not reached."""
+        try:
+            reports = []
+            for named in await self._meant(what):
+                reports.append(await self.end(named))
+                self._remember(reports[-1])
+            return reports
+        finally:
+            await self.close()
+
+    async def end(self, named: Named) -> Report:
+        """End one migration, as far as its hosts can be reached."""
+        source, destination = await self.reach(named.source, named.destination)
+        return Report(named, await recover(named.id, source, destination))
+
+    async def close(self) -> None:
+        """Let the agents go."""
+        clients = [one for one in self._agents.values() if isinstance(one, AgentClient)]
+        await asyncio.gather(*(one.close() for one in clients), return_exceptions=True)
+
+    async def _meant(self, what: str | None) -> list[Named]:
+        if what is None:
+            return [
+                Named(one["id"], one["source"], one["destination"], one["pid"])
+                for one in self._records.all()
+                if one["result"] is None or one["result"].get("outcome") == IN_DOUBT
+            ]
+        if ID_PATTERN.fullmatch(what):
+            record = self._records.get(what)
+            if record is None:
+                raise UnknownMigration(id=what)
+            self._ssh_config = self._ssh_config or record["ssh_config"]
+            return [Named(what, record["source"], record["destination"], record["pid"])]
+        (agent,) = await self.reach(what)
+        if isinstance(agent, AgentError):
+            raise agent
+        found = {}
+        for one in await agent.journals():
+            names = {"source": one["source"], "destination": one["destination"]}
+            names[one["role"]] = what  # as it is reached now
+            found[one["id"]] = Named(one["id"], names["source"], names["destination"], one["pid"])
+        return list(found.values())
+
+    async def reach(self, *hosts: str) -> list[AgentClient | AgentError]:
+        """Agents at these hosts, or why there is none."""
+        return list(await asyncio.gather(*map(self._open, hosts)))
+
+    async def _open(self, host: str) -> AgentClient | AgentError:
+        if host not in self._agents:
+            try:
+                target = parse_target(host)
+                channel = await open_agent(target, config_files(self._ssh_config), lambda _: None)
+                client = AgentClient(channel)
+                await client.start()
+                self._agents[host] = client
+            except AgentError as error:
+                self._agents[host] = error
+        return self._agents[host]
+
+    def _remember(self, report: Report) -> None:
+        record = self._records.get(report.named.id)
+        if record is None or report.ended.outcome == IN_DOUBT or report.ended.unfinished:
+            return
+        result = record["result"] or {"id": record["id"], "error": None}
+        outcome = ROLLED_BACK if report.ended.outcome == OVER else report.ended.outcome
+        if result.get("outcome") in (MIGRATED, ROLLED_BACK):
+            outcome = result["outcome"]
+        self._records.end(report.named.id, {**result, "outcome": outcome, "recovered": True})
+
+
+async def journals(hosts: tuple[str, ...], ssh_config: str | None) -> list[dict[str, Any]]:
+    """What the journals of several hosts have. Raises `AgentError` where one is not reached."""
+    reacher = Recoverer(ssh_config)
+    try:
+        rows: list[dict[str, Any]] = []
+        for host, agent in zip(hosts, await reacher.reach(*hosts), strict=True):
+            if isinstance(agent, AgentError):
+                raise agent
+            rows += [{"host": host, **one} for one in await agent.journals()]
+        return rows
+    finally:
+        await reacher.close()

@@ -1,0 +1,137 @@
+"""End a migration that nobody ended: ask the destination, and tell the source.
+
+The destination decides (see `agent.protocol`): what it has not committed it undoes for good before
+it says so. A source that has not handed over goes on by itself; one that has needs that word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.errors import AgentError
+from agent.protocol import DESTINATION, SOURCE
+from orchestrator.agent_client import AgentClient, SettledFacts
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
+
+OVER = "over"  # neither host knows of it: it has ended, or never begun
+PATIENCE = 30.0  # seconds that a host waits for somebody who is at work there
+_SLACK = 90.0  # seconds over that for an answer: an undo waits up to a minute for CRIU
+
+Side = SettledFacts | AgentError
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a migration has come to, from both hosts' words."""
+
+    outcome: str  # MIGRATED, ROLLED_BACK, IN_DOUBT or OVER
+    source: Side
+    destination: Side
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The roles whose host may still have something to undo or to end."""
+        if self.outcome == OVER:
+            return []
+        sides = {SOURCE: self.source, DESTINATION: self.destination}
+        return [
+            role
+            for role, side in sides.items()
+            if isinstance(side, AgentError) or side["state"] in ("handed-over", "in-doubt")
+        ]
+
+    @property
+    def living(self) -> dict[str, list[int]]:
+        """The PIDs of the copies, by role."""
+        sides = {SOURCE: self.source, DESTINATION: self.destination}
+        return {
+            role: list(side["living"])
+            for role, side in sides.items()
+            if not isinstance(side, AgentError)
+        }
+
+    @property
+    def lost(self) -> bool:
+        """Whether the copy that should go on went with its host."""
+        here = {MIGRATED: self.destination, ROLLED_BACK: self.source}.get(self.outcome)
+        if here is None or isinstance(here, AgentError):
+            return False
+        return bool(here["found"]) and not here["living"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "outcome": self.outcome,
+            "lost": self.lost,
+            "unfinished": self.unfinished,
+            SOURCE: _side(self.source),
+            DESTINATION: _side(self.destination),
+        }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    if isinstance(side, AgentError):
+        error = {"code": side.code, "message": side.message, "hint": side.hint}
+        return {"found": None, "state": None, "living": [], "error": error}
+    return {**{name: side[name] for name in ("found", "state", "living")}, "error": None}
+
+
+async def recover(
+    migration: str,
+    source: AgentClient | AgentError,
+    destination: AgentClient | AgentError,
+    patience: float = PATIENCE,
+) -> Recovered:
+    """End it as far as the hosts can be reached (an `AgentError` says why one cannot)."""
+    taken = await _settle(destination, migration, DESTINATION, None, patience)
+    word = None if isinstance(taken, AgentError) else taken["word"]
+    sent = await _settle(source, migration, SOURCE, word, patience)
+    ended = Recovered(_outcome(sent, taken), sent, taken)
+    if ended.outcome == MIGRATED and not ended.unfinished:
+        assert isinstance(destination, AgentClient)
+        await destination.forget(migration)
+    return ended
+
+
+async def _settle(
+    agent: AgentClient | AgentError, migration: str, role: str, word: str | None, patience: float
+) -> Side:
+    if isinstance(agent, AgentError):
+        return agent
+    try:
+        async with asyncio.timeout(patience + _SLACK):
+            return await agent.settle(migration, role, word, patience)
+    except TimeoutError:
+        from orchestrator.errors import AgentSilent
+
+        return AgentSilent(host=agent.host, seconds=f"{patience + _SLACK:.0f}")
+    except AgentError as error:
+        return error
+
+
+def _outcome(sent: Side, taken: Side) -> str:
+    if not isinstance(taken, AgentError) and taken["word"] == "committed":
+        return MIGRATED
+    if isinstance(sent, AgentError):
+        known = not isinstance(taken, AgentError) and taken["word"] == "failed" and taken["found"]
+        return ROLLED_BACK if known else IN_DOUBT
+    if sent["state"] == "rolled-back":
+        return ROLLED_BACK
+    if sent["state"] == "migrated":
+        return MIGRATED
+    if sent["state"]:
+        return IN_DOUBT
+    if isinstance(taken, AgentError):
+        return IN_DOUBT
+    return ROLLED_BACK if taken["found"] else OVER
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A migration and its hosts, by the names that reach them."""
+
+    id: str
+    source: str
+    destination: str
+    pid: int = field(default=0)

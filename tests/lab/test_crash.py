@@ -1,0 +1,158 @@
+"""Agents, guardians, hosts, the orchestrator die: one copy goes on, with every connection."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.lab import HOSTS, JOURNALS, SERVICE, Client, Lab, Migration, until
+
+BEFORE = [
+    "lock@source", "freeze@source", "dump_streams@source", "dump_process@source", "ship@source",
+    "prepared@source", "lock@destination", "restore_streams@destination", "ship@destination",
+    "restore_process@destination", "commit@destination", "take_over@destination",
+    "decide@destination",
+]  # fmt: skip
+AFTER = [
+    "handover@source", "committed@source", "end@source", "unlock@destination",
+    "release@destination", "thaw@destination", "replay@destination", "end@destination",
+]  # fmt: skip
+
+
+def lives(lab: Lab, pid: int, at: str) -> None:
+    """One copy runs, at `at`; nothing is left on either host."""
+    for host in HOSTS:
+        lab.settle(host)
+    other = next(host for host in HOSTS if host != at)
+    assert lab.alive(at, pid) and not lab.alive(other, pid)
+    until(lambda: lab.state(at, pid) in ("S", "R"), 5, "it runs")
+    assert SERVICE in lab.addresses(at) and SERVICE not in lab.addresses(other)
+
+
+def goes_on(lab: Lab, client: Client, pid: int, at: str) -> None:
+    """The same, and its clients have not noticed; it can be moved as if nothing had been."""
+    lives(lab, pid, at)
+    other = next(host for host in HOSTS if host != at)
+    again = lab.migrate(at, other, pid)
+    assert again.status == 0, (again.result, again.stderr)
+    assert client.finish()["errors"] == []
+
+
+def ended(migration: Migration, outcome: str) -> None:
+    status = {"migrated": 0, "rolled-back": 1, "in-doubt": 4}[outcome]
+    told = (migration.result, migration.stderr)
+    assert (migration.status, migration.result["outcome"]) == (status, outcome), told
+
+
+@pytest.mark.parametrize("point", BEFORE)
+def test_an_agent_killed_before_the_commit(lab: Lab, redis: int, point: str) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        migration = lab.migrate("src", "dst", redis, "--fault", f"{point}=kill")
+        ended(migration, "rolled-back")
+        assert migration.result["error"] is not None
+        goes_on(lab, client, redis, "src")
+
+
+@pytest.mark.parametrize("point", AFTER)
+def test_an_agent_killed_after_the_hand_over(lab: Lab, redis: int, point: str) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        ended(lab.migrate("src", "dst", redis, "--fault", f"{point}=kill"), "migrated")
+        goes_on(lab, client, redis, "dst")
+
+
+def kill_orchestrator(lab: Lab, redis: int, *options: str) -> None:
+    """Begin a migration whose agents hang at a point, and kill the orchestrator there."""
+    process = lab.start_migrate("src", "dst", redis, *options)
+    until(lambda: lab.state("src", redis) in ("T", "t"), 20, "the freeze")
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("point", ["dump_streams@source", "restore_process@destination"])
+def test_without_the_orchestrator_the_agents_finish(lab: Lab, redis: int, point: str) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        kill_orchestrator(lab, redis, "--fault", f"{point}=delay=2")
+        until(lambda: lab.alive("dst", redis) and not lab.alive("src", redis), 20, "it has moved")
+        status, answer = lab.command("recover", "src")
+        assert status == 0, answer
+        lab.command("recover", "dst")
+        goes_on(lab, client, redis, "dst")
+
+
+def guardians(lab: Lab, host: str) -> str:
+    return lab.run(host, "pgrep -f 'agent[.]guardian' || true")
+
+
+@pytest.mark.parametrize("point", ["dump_process@source", "ship@source"])
+def test_agent_and_guardian_killed_and_then_recovered(lab: Lab, redis: int, point: str) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        process = lab.start_migrate("src", "dst", redis, "--fault", f"{point}=hang")
+        until(lambda: lab.state("src", redis) in ("T", "t"), 20, "the freeze")
+        lab.run("src", "pkill -KILL -f 'agent[.]guardian'")
+        process.kill()
+        process.communicate()
+        lab.run("src", "pkill -KILL -f 'streamferry-[a]gent' || true")
+        until(lambda: not lab.run("src", "pgrep -f 'streamferry-[a]gent' || true"), 5, "it ends")
+        assert lab.run("src", f"ls {JOURNALS}")
+        assert lab.state("src", redis) in ("T", "t"), "nobody is there to continue it"
+        status, answer = lab.command("recover", "src")
+        (told,) = answer["migrations"]
+        assert (status, told["outcome"]) == (0, "rolled-back"), answer
+        assert told["source"]["living"] == [redis]
+        goes_on(lab, client, redis, "src")
+
+
+def doubt(lab: Lab, redis: int, at_destination: str) -> None:
+    """Leave the source in doubt: all agents and guardians die just after the hand-over."""
+    fault = ("--fault", f"{at_destination}@destination=hang")
+    process = lab.start_migrate("src", "dst", redis, *fault)
+    until(lambda: lab.run("src", f"grep -ls handed-over {JOURNALS}/* || true"), 20, "the hand-over")
+    process.kill()
+    process.communicate()
+    for host in HOSTS:
+        lab.run(
+            host, "pkill -KILL -f 'agent[.]guardian'; pkill -KILL -f 'streamferry-[a]gent'; true"
+        )
+    for host in HOSTS:
+        until(lambda h=host: not lab.run(h, "pgrep -f 'streamferry-[a]gent' || true"), 5, "ends")
+
+
+@pytest.mark.parametrize(("point", "outcome", "at"), [
+    ("take_over", "rolled-back", "src"), ("decide", "rolled-back", "src"),
+    ("unlock", "migrated", "dst"), ("release", "migrated", "dst"), ("thaw", "migrated", "dst"),
+])  # fmt: skip
+def test_a_doubt_is_ended_by_recover(
+    lab: Lab, redis: int, point: str, outcome: str, at: str
+) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        doubt(lab, redis, point)
+        assert lab.state("src", redis) in ("T", "t"), "it waits for the destination's word"
+        status, answer = lab.command("recover", "src")
+        (told,) = answer["migrations"]
+        assert (status, told["outcome"], told["lost"]) == (0, outcome, False), answer
+        goes_on(lab, client, redis, at)
+
+
+def test_in_doubt_the_same_process_cannot_be_moved_again(lab: Lab, redis: int) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        doubt(lab, redis, "take_over")
+        again = lab.migrate("src", "dst", redis)
+        assert again.status == 3 and again.result["outcome"] == "refused", again.result
+        assert lab.command("recover")[0] == 0, "all that was begun here"
+        goes_on(lab, client, redis, "src")
+
+
+def test_the_same_process_asked_for_twice(lab: Lab, redis: int) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        first = lab.start_migrate("src", "dst", redis, "--fault", "lock@source=delay=4")
+        until(lambda: lab.run("src", f"grep -ls locked {JOURNALS}/* || true"), 20, "the first")
+        second = lab.migrate("src", "dst", redis)
+        assert (second.status, second.result["error"]["code"]) == (3, "already-moving")
+        ended(lab.end_migrate(first), "migrated")
+        goes_on(lab, client, redis, "dst")

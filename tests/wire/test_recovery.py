@@ -1,0 +1,236 @@
+"""Ending what was interrupted: who is asked what, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import AgentError, PeerLost
+from agent.journal import JournalBusy
+from orchestrator import recovering
+from orchestrator.errors import HostUnreachable
+from orchestrator.records import Records
+from orchestrator.recovering import Recoverer, Report, UnknownMigration
+from tests.wire.scripted_agent import (
+    Json,
+    ScriptedAgent,
+    destination_report,
+    source_report,
+)
+from tests.wire.scripted_run import Setting, dying, never
+
+ID = "20261124-120000-abcdef"
+AWAY = HostUnreachable(host="dst", detail="no route to host")
+
+
+def settled(role: str, found: str, state: str, word: str | None, *living: int) -> Json:
+    return {"role": role, "found": found, "state": state, "word": word, "living": list(living)}
+
+
+NOTHING = {role: settled(role, "", "", None) for role in ("source", "destination")}
+NOTHING["destination"]["word"] = "failed"
+HAS_IT = settled("destination", "committed", "migrated", "committed", 5000)
+UNDID = settled("destination", "restored", "rolled-back", "failed")
+ENDED = settled("source", "handed-over", "migrated", None)
+GOES_ON = settled("source", "frozen", "rolled-back", None, 5000)
+ASKS = settled("source", "handed-over", "handed-over", None, 5000)
+
+
+class Pair:
+    """Two hosts that can be reached or not, and what they answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, records: Records) -> None:
+        self.agents: dict[str, ScriptedAgent] = {}
+        self.words: list[Any] = []
+        self.records = records
+        monkeypatch.setattr(recovering, "open_agent", self._open)
+
+    def host(self, name: str, answer: Json | AgentError, **more: Any) -> None:
+        async def settle(migration: str, role: str, word: str | None, patience: float) -> Json:
+            self.words.append((role, word))
+            if isinstance(answer, AgentError):
+                raise answer
+            return answer
+
+        answers = {"recovery.settle": settle, "recovery.forget": {"forgotten": True}, **more}
+        self.agents[name] = ScriptedAgent(name, answers)
+
+    async def _open(self, target: Any, config: list[str], said: Any) -> Any:
+        if str(target) not in self.agents:
+            raise AWAY
+        return self.agents[str(target)].channel
+
+    async def end(self, source: Json | AgentError | None, destination: Any) -> Report:
+        if source is not None:
+            self.host("src", source)
+        if destination is not None:
+            self.host("dst", destination)
+        self.records.begin(ID, "src", "dst", 5000, None)
+        (report,) = await Recoverer(None, self.records).recover(ID)
+        return report
+
+    @property
+    def forgotten(self) -> bool:
+        return "recovery.forget" in self.agents["dst"].calls
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pair]:
+    yield Pair(monkeypatch, Records(tmp_path / "records"))
+
+
+def outcome(report: Report) -> tuple[str, list[str], int]:
+    return report.ended.outcome, report.ended.unfinished, report.exit_status
+
+
+async def test_the_destination_is_asked_first_and_the_source_told_its_word(hosts: Pair) -> None:
+    assert outcome(await hosts.end(ENDED, HAS_IT)) == ("migrated", [], 0)
+    assert hosts.words == [("destination", None), ("source", "committed")]
+    assert hosts.forgotten
+    record = hosts.records.get(ID)
+    assert record is not None and record["result"] is not None
+    assert record["result"]["outcome"] == "migrated"
+
+
+async def test_what_was_not_committed_is_undone_on_both(hosts: Pair) -> None:
+    report = await hosts.end(GOES_ON, UNDID)
+    assert outcome(report) == ("rolled-back", [], 0)
+    assert hosts.words == [("destination", None), ("source", "failed")]
+    assert not hosts.forgotten
+    assert "goes on at src" in report.sentence
+
+
+async def test_a_destination_that_knows_nothing_has_never_committed(hosts: Pair) -> None:
+    assert outcome(await hosts.end(GOES_ON, NOTHING["destination"])) == ("rolled-back", [], 0)
+    assert hosts.words[1] == ("source", "failed")
+
+
+async def test_without_the_destination_a_source_that_asks_stays_in_doubt(hosts: Pair) -> None:
+    report = await hosts.end(ASKS, None)
+    assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
+    assert hosts.words == [("source", None)]
+    assert "still in doubt" in report.sentence and report.errors == [AWAY]
+    record = hosts.records.get(ID)
+    assert record is not None and record["result"] is None, "it is to be recovered again"
+
+
+async def test_without_the_destination_a_source_that_may_goes_on(hosts: Pair) -> None:
+    report = await hosts.end(GOES_ON, None)
+    assert outcome(report) == ("rolled-back", ["destination"], 4)
+    assert "dst could not be reached" in report.sentence
+
+
+async def test_without_the_source_the_destination_ends_its_part(hosts: Pair) -> None:
+    report = await hosts.end(None, HAS_IT)
+    assert outcome(report) == ("migrated", ["source"], 4)
+    assert not hosts.forgotten, "the source will ask"
+    assert "src could not be reached" in report.sentence
+
+
+@pytest.mark.parametrize("destination", [AWAY, JournalBusy(id=ID)])
+async def test_nobody_to_ask(hosts: Pair, destination: AgentError) -> None:
+    hosts.host("dst", destination)
+    report = await hosts.end(None, None)
+    assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
+
+
+async def test_a_copy_that_went_with_its_host_is_said_to_be_lost(hosts: Pair) -> None:
+    gone = {**HAS_IT, "found": "migrated", "living": []}
+    report = await hosts.end(ENDED, gone)
+    assert report.ended.lost and "ended with dst" in report.sentence
+
+
+async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
+    report = await hosts.end(NOTHING["source"], NOTHING["destination"])
+    assert outcome(report) == ("over", [], 0)
+
+
+async def test_all_that_a_host_knows(hosts: Pair) -> None:
+    rows = [
+        {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
+         "source": "old-name", "destination": "dst"},
+    ]  # fmt: skip
+    hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
+    hosts.host("dst", HAS_IT)
+    (report,) = await Recoverer(None, hosts.records).recover("src")
+    assert (report.named.source, report.named.destination) == ("src", "dst")
+    assert outcome(report) == ("migrated", [], 0)
+
+
+async def test_all_that_was_begun_here_and_never_ended(hosts: Pair) -> None:
+    hosts.host("src", GOES_ON)
+    hosts.host("dst", UNDID)
+    other = "20261124-110000-000000"
+    hosts.records.begin(other, "src", "dst", 1, None)
+    hosts.records.end(other, {"outcome": "migrated"})
+    hosts.records.begin(ID, "src", "dst", 5000, None)
+    reports = await Recoverer(None, hosts.records).recover(None)
+    assert [one.named.id for one in reports] == [ID]
+    assert await Recoverer(None, hosts.records).recover(None) == []
+
+
+async def test_an_id_that_was_not_begun_here(hosts: Pair) -> None:
+    with pytest.raises(UnknownMigration):
+        await Recoverer(None, hosts.records).recover(ID)
+
+
+async def test_a_host_that_cannot_be_reached(hosts: Pair) -> None:
+    with pytest.raises(HostUnreachable):
+        await Recoverer(None, hosts.records).recover("src")
+
+
+# --- within a migration
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Setting:
+    made = Setting(monkeypatch)
+    made.patience()
+    return made
+
+
+def again(setting: Setting, source: Json, destination: Json) -> None:
+    for name, answer in (("src", source), ("dst", destination)):
+        answers = {"recovery.settle": answer, "recovery.forget": {"forgotten": True}}
+        setting.again[name] = ScriptedAgent(name, answers)
+
+
+async def test_a_source_whose_agent_died_was_undone_by_its_guardian(setting: Setting) -> None:
+    setting.source.answers["source.run"] = dying(setting.source)
+    setting.destination.answers["destination.run"] = destination_report(
+        "rolled-back", PeerLost(phase="ship", detail="gone")
+    )
+    again(setting, GOES_ON, NOTHING["destination"])
+    result = await setting.migrate()
+    assert (result["outcome"], setting.status) == ("rolled-back", 1)
+    assert result["error"] is not None
+
+
+async def test_a_source_whose_agent_died_after_the_commit_is_told(setting: Setting) -> None:
+    setting.source.answers["source.run"] = dying(setting.source)
+    again(setting, ENDED, HAS_IT)
+    result = await setting.migrate()
+    assert (result["outcome"], result["error"], setting.status) == ("migrated", None, 0)
+    assert "recovery.settle" in setting.again["src"].calls
+
+
+async def test_a_doubt_is_ended_with_new_agents(setting: Setting) -> None:
+    setting.source.answers["source.run"] = source_report(
+        "in-doubt", PeerLost(phase="commit", detail="gone")
+    )
+    setting.destination.answers["destination.run"] = never
+    again(setting, ENDED, HAS_IT)
+    result = await setting.migrate()
+    assert (result["outcome"], result["error"], setting.status) == ("migrated", None, 0)
+
+
+async def test_a_doubt_that_cannot_be_ended_stays_one(setting: Setting) -> None:
+    setting.source.answers["source.run"] = source_report(
+        "in-doubt", PeerLost(phase="commit", detail="gone")
+    )
+    setting.destination.answers["destination.run"] = never
+    result = await setting.migrate()
+    assert (result["outcome"], setting.status) == ("in-doubt", 4)
