@@ -22,9 +22,9 @@ ACTIONS = {
     KILL: "SIGKILL to the process",
     ERROR: "an error of ours",
     HANG: "it waits for ever; of the link: nothing gets through any more, in either direction",
-    CUT: "the connection breaks",
-    CORRUPT: "a bit of the next record is flipped",
-    FULL: "no room is left: for the journal, or for the images",
+    CUT: "the link breaks; of the orchestrator: its connections to both hosts",
+    CORRUPT: "a bit is flipped in what is sent next",
+    FULL: "from now on no room is left for the journal, nor for images",
     "truncate": "the next record ends too early",
     "oversize": "the next record says that it is longer than any may be",
     "newer": "the next record is of a later version",
@@ -47,62 +47,66 @@ class Point:
         return action in self.actions
 
 
-_ALONE = (KILL, ERROR, HANG, f"{DELAY}S")  # before there is a link
-_AGENT = (*_ALONE, CUT)
+SWEPT = (KILL, ERROR, HANG, CUT, CORRUPT, FULL)
+_AGENT = (*SWEPT, f"{DELAY}S")
+_LINK = (HANG, CUT, CORRUPT, f"{DELAY}S")  # it has no process of its own, and no disk
 _SPOILT = ("truncate", "oversize", "newer")
 
 
-def _points(role: str, rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> list[Point]:
-    return [Point(name, role, when, actions) for name, when, actions in rows]
+def _points(
+    role: str,
+    rows: Iterable[tuple[str, str]],
+    actions: tuple[str, ...] = _AGENT,
+    more: dict[str, tuple[str, ...]] | None = None,
+) -> list[Point]:
+    special = more or {}
+    return [Point(name, role, when, (*actions, *special.get(name, ()))) for name, when in rows]
 
 
 POINTS = [
     *_points(SOURCE, [
-        ("prepare", "its journal is begun, nothing else", (*_ALONE, FULL)),
-        ("lock", "the link is there, nothing is touched", (*_AGENT, CORRUPT)),
-        ("locked", "both hosts are locked, the process runs", _AGENT),
-        ("freeze", "the process is frozen", _AGENT),
-        ("dump_streams", "no stream is dumped yet", (*_AGENT, CORRUPT)),
-        ("dump_process", "CRIU is about to dump", _AGENT),
-        ("ship", "the images are on their way", (*_AGENT, CORRUPT, *_SPOILT)),
-        ("prepared", "the destination is ready, nothing is decided", (*_AGENT, FULL)),
-        ("decided", "the hand-over is in the journal, and nobody knows", (*_AGENT, CORRUPT)),
-        ("handover", "the hand-over is sent", _AGENT),
-        ("committed", "the destination has it; the copy here is not ended", _AGENT),
-        ("end", "the copy here is ended, the lock is not lifted", _AGENT),
-    ]),
+        ("prepare", "its journal is begun, nothing else"),
+        ("lock", "the link is there, nothing is touched"),
+        ("locked", "both hosts are locked, the process runs"),
+        ("freeze", "the process is frozen"),
+        ("dump_streams", "no stream is dumped yet"),
+        ("dump_process", "CRIU is about to dump"),
+        ("ship", "the images are on their way"),
+        ("prepared", "the destination is ready, nothing is decided"),
+        ("decided", "the hand-over is in the journal, and nobody knows"),
+        ("handover", "the hand-over is sent"),
+        ("committed", "the destination has it; the copy here is not ended"),
+        ("end", "the copy here is ended, the lock is not lifted"),
+    ], more={"ship": _SPOILT}),
     *_points(DESTINATION, [
-        ("prepare", "its journal is begun, nothing else", (*_ALONE, FULL)),
-        ("lock", "the source asks for the lock", (*_AGENT, CORRUPT)),
-        ("restore_streams", "streams have come", _AGENT),
-        ("ship", "images come", (*_AGENT, FULL)),
-        ("restore_process", "CRIU is about to restore", _AGENT),
-        ("restored", "the process is here, stopped", (*_AGENT, CORRUPT)),
-        ("commit", "the hand-over has come", _AGENT),
-        ("take_over", "the addresses are not here yet", _AGENT),
-        ("decide", "the addresses are here, nothing is decided", (*_AGENT, FULL)),
-        ("unlock", "the commit is in the journal, and nobody knows", (*_AGENT, CORRUPT)),
-        ("release", "the lock is lifted, the streams are not awake", _AGENT),
-        ("thaw", "the streams are awake, the process is not", _AGENT),
-        ("replay", "the process runs", _AGENT),
-        ("end", "the peers are awake", _AGENT),
+        ("prepare", "its journal is begun, nothing else"),
+        ("lock", "the source asks for the lock"),
+        ("restore_streams", "streams have come"),
+        ("ship", "images come"),
+        ("restore_process", "CRIU is about to restore"),
+        ("restored", "the process is here, stopped"),
+        ("commit", "the hand-over has come"),
+        ("take_over", "the addresses are not here yet"),
+        ("decide", "the addresses are here, nothing is decided"),
+        ("unlock", "the commit is in the journal, and nobody knows"),
+        ("release", "the lock is lifted, the streams are not awake"),
+        ("thaw", "the streams are awake, the process is not"),
+        ("replay", "the process runs"),
+        ("end", "the peers are awake"),
     ]),
     *_points(LINK, [
-        (name, f"a record {name!r} is sent", (HANG, CUT, CORRUPT, f"{DELAY}S"))
+        (name, f"a record {name!r} is sent")
         for name in ("lock", "locked", "connections", "streams", "file", "end", "prepared",
                      "handover", "committed", "awake")
-    ]),
+    ], _LINK),
     *_points(ORCHESTRATOR, [
-        (name, when, (KILL, ERROR, HANG, CUT, f"{DELAY}S"))
-        for name, when in (
-            ("prepare", "the check is over"),
-            ("run", "both agents are prepared"),
-            ("lock", "the source locks"),
-            ("freeze", "the source freezes the process"),
-            ("ship", "the images are shipped"),
-            ("commit", "the destination waits for the hand-over"),
-            ("settle", "the source has reported"),
-        )
+        ("prepare", "the check is over"),
+        ("run", "both agents are prepared"),
+        ("lock", "the source locks"),
+        ("freeze", "the source freezes the process"),
+        ("ship", "the images are shipped"),
+        ("commit", "the destination waits for the hand-over"),
+        ("settle", "the source has reported"),
     ]),
 ]  # fmt: skip
 

@@ -43,6 +43,7 @@ class Calls:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._role: str | None = None  # also while it is only being prepared
+        self._preparing: asyncio.Task[Any] | None = None
         self.source: Any = None
         self.destination: Any = None
 
@@ -144,12 +145,19 @@ class Calls:
         """Have this agent serve one migration, in this role; no longer where preparing fails."""
         if self._role is not None:
             raise AlreadyPrepared(role=self._role)
-        self._role = role
+        self._role, self._preparing = role, asyncio.current_task()
         try:
             yield
         except BaseException:
             self._role = None
             raise
+        finally:
+            self._preparing = None
+
+    def stop_preparing(self) -> None:
+        """Nobody will tell this agent to run: what was got ready is given up."""
+        if self._preparing is not None:
+            self._preparing.cancel()
 
     def _prepared(self, role: str, call: str) -> Any:
         migration = getattr(self, role)
@@ -182,6 +190,7 @@ async def serve(read_fd: int, write_fd: int) -> None:
             print(f"streamferry: {transport.failure}", file=sys.stderr, flush=True)
     server.disconnected.set()
     transport.close()  # whoever waits for room to write goes on
+    calls.stop_preparing()
     told: list[Migration] = []
     while True:
         for migration in calls.active:

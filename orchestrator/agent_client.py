@@ -13,6 +13,7 @@ from agent.wire.frames import FrameDecoder, Message, encode
 from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
 
 HELLO_TIMEOUT = 30.0
+ANSWER_TIMEOUT = 60.0  # seconds for a call that only looks, or gets ready
 
 Facts = dict[str, Any]
 
@@ -74,6 +75,7 @@ class AgentClient:
         self._hello.add_done_callback(_retrieve)
         self._reader: asyncio.Task[None] | None = None
         self._gone: AgentError | None = None
+        self._spoilt = False
 
     @property
     def host(self) -> str:
@@ -107,8 +109,18 @@ class AgentClient:
     async def send_event(self, name: str, data: dict[str, Any]) -> None:
         """Tell the agent; returns when there is room for more."""
         if self._gone is None:
-            self._channel.write(encode({"event": name, "data": data}))
+            self._write({"event": name, "data": data})
             await self._channel.drain()
+
+    def _write(self, message: Message) -> None:
+        data = encode(message)
+        if self._spoilt:
+            self._spoilt, data = False, bytes([data[0] ^ 0x80]) + data[1:]
+        self._channel.write(data)
+
+    def spoil(self) -> None:
+        """Have a bit flipped in the next message, as a fault."""
+        self._spoilt = True
 
     def abort(self) -> None:
         """Break the connection off, as a fault."""
@@ -124,21 +136,21 @@ class AgentClient:
     # The calls, one stub each.
 
     async def probe_host(self, images_dir: str) -> Facts:
-        return await self._map("probe.host", images_dir=images_dir)
+        return await self._soon("probe.host", images_dir=images_dir)
 
     async def probe_process(self, pid: int) -> Facts:
-        return await self._map("probe.process", pid=pid)
+        return await self._soon("probe.process", pid=pid)
 
     async def probe_destination(self, process: Facts, images_dir: str) -> Facts:
-        return await self._map("probe.destination", process=process, images_dir=images_dir)
+        return await self._soon("probe.destination", process=process, images_dir=images_dir)
 
     async def source_prepare(self, plan: Facts) -> Facts:
         """{"public_key": str}"""
-        return await self._map("source.prepare", plan=plan)
+        return await self._soon("source.prepare", plan=plan)
 
     async def destination_prepare(self, plan: Facts, client_key: str) -> Facts:
         """{"addresses": [str], "port": int, "host_key": str}"""
-        return await self._map("destination.prepare", plan=plan, client_key=client_key)
+        return await self._soon("destination.prepare", plan=plan, client_key=client_key)
 
     async def source_run(self, link: Facts) -> Facts:
         """The source's report, when all is over there."""
@@ -158,7 +170,7 @@ class AgentClient:
 
     async def journals(self) -> list[JournalFacts]:
         """The journals of migrations on that host, oldest first."""
-        answer = await self._map("journal.list")
+        answer = await self._soon("journal.list")
         return validate(answer, JournalList, f"{self.host}'s journals")["journals"]
 
     async def settle(
@@ -172,7 +184,15 @@ class AgentClient:
 
     async def forget(self, migration: str) -> None:
         """Tell a destination that nobody will ask any more."""
-        await self._map("recovery.forget", migration=migration)
+        await self._soon("recovery.forget", migration=migration)
+
+    async def _soon(self, call: str, **args: Any) -> Facts:
+        """As `_map`, but not for ever."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                return await self._map(call, **args)
+        except TimeoutError:
+            raise AgentSilent(host=self.host, seconds=f"{ANSWER_TIMEOUT:.0f}") from None
 
     async def _map(self, call: str, **args: Any) -> Facts:
         result = await self._call(call, args)
@@ -187,7 +207,7 @@ class AgentClient:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            self._channel.write(encode({"id": number, "call": call, "args": args}))
+            self._write({"id": number, "call": call, "args": args})
             await self._channel.drain()
             return await future
         finally:

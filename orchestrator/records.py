@@ -7,6 +7,7 @@ In the user's state directory (XDG_STATE_HOME, ~/.local/state): streamferry/migr
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -43,6 +44,11 @@ class Records:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or directory()
+        self._full = False
+
+    def fill(self) -> None:
+        """From now on act as a full disk would."""
+        self._full = True
 
     def begin(
         self, migration: str, source: str, destination: str, pid: int, ssh_config: str | None
@@ -80,6 +86,8 @@ class Records:
         return []
 
     def _write(self, record: Record) -> None:
+        if self._full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = self._path / f"{record['id']}.json"
         fresh = target.with_suffix(f".{os.getpid()}")

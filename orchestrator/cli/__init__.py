@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent import __version__
+from orchestrator.cli.chaos import chaos
 from orchestrator.cli.check import check
 from orchestrator.cli.move import move
 from orchestrator.cli.records import list_, show
@@ -78,9 +79,10 @@ def migrate() -> None:
     migrate recover [ID|HOST]        end what was interrupted
     migrate list [HOST]...           migrations begun here, or interrupted there
     migrate show ID                  one of them
+    migrate chaos points             where a fault can be injected
     """
 
 
 migrate.add_command(move)
-for verb in (check, recover, list_, show):
+for verb in (check, recover, list_, show, chaos):
     migrate.add_command(verb)

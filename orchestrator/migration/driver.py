@@ -65,7 +65,9 @@ class Driver:
         self._interrupted = False
         self._doing = "undoing"  # once it is interrupted
         self._faults = Faults(ORCHESTRATOR, request.options.faults)
-        self._faults.cut = self._cut
+        self._faults.cut, self._faults.spoil = self._cut, self._spoil
+        if records is not None:
+            self._faults.fill = records.fill
         self._lost_one = False
         self.refusals: list[Refusal] = []
         self.plan: Plan | None = None
@@ -75,6 +77,10 @@ class Driver:
     def _cut(self) -> None:
         for agent in self._agents:
             agent.abort()
+
+    def _spoil(self, _action: str) -> None:
+        for agent in self._agents:
+            agent.spoil()
 
     # --- the two verbs
 

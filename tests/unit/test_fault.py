@@ -73,7 +73,7 @@ def test_names_are_used_once() -> None:
         "lock@source=delay=soon",
         "lock@source=delay=-1",
         "lock@source=delay=S",
-        "freeze@source=full",  # nothing is stored there
+        "freeze@source=newer",  # no image is sent there
         "lock@source=",
         "lock@source",
         "@source=kill",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -160,7 +161,7 @@ async def test_one_that_is_only_prepared_is_told(role: str) -> None:
         assert FakeMigration.made.gone.is_set()
 
 
-async def test_one_that_is_being_prepared_is_told_when_it_is(
+async def test_one_that_is_only_being_prepared_is_given_up(
     role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, Slow)
@@ -168,10 +169,28 @@ async def test_one_that_is_being_prepared_is_told_when_it_is(
         caller.send(f"{role}.prepare", **PREPARE[f"{role}.prepare"])
         await until(lambda: Slow.made)
         close(caller)
-        await asyncio.sleep(0)
-        Slow.made.prepared.set()
         await caller.ended()
-        assert Slow.made.gone.is_set()
+        assert not Slow.made.prepared.is_set()
+
+
+async def test_one_that_is_prepared_all_the_same_is_told(
+    role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preparing may be past the point at which it can be given up."""
+
+    class Stubborn(Slow):
+        async def prepare(self, **_: Any) -> dict[str, Any]:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.prepared.wait()
+            return {}
+
+    use(monkeypatch, Stubborn)
+    async with session() as caller:
+        caller.send(f"{role}.prepare", **PREPARE[f"{role}.prepare"])
+        await until(lambda: Stubborn.made)
+        close(caller)
+        await caller.ended()
+        assert Stubborn.made.gone.is_set()
 
 
 async def test_a_session_without_a_migration_just_ends() -> None:

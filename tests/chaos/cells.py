@@ -1,0 +1,161 @@
+"""One cell of the sweep: a migration with one fault in it, and what became of everything."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from agent.fault import HANG, KILL, ORCHESTRATOR, POINTS, SWEPT
+from tests.support.lab import HOSTS, SERVICE, Lab
+from tests.support.workloads import start_redis
+
+MAX_BLACKOUT = 3.0  # seconds
+_PATIENCE = 150.0  # seconds for the command to end: it waits for a source that may wait for CRIU
+_HUNG = 15.0  # seconds until somebody loses patience with a command that hangs
+_BY_ITSELF = 8.0  # seconds for the hosts to settle after the command has ended
+_BLOB, _RATE = 4 << 20, 2 << 20
+_CLIENTS = 4
+
+
+def faults() -> list[str]:
+    """Every point with every action that is swept."""
+    return [
+        f"{point.name}@{point.role}={action}"
+        for point in POINTS
+        for action in SWEPT
+        if point.takes(action)
+    ]
+
+
+@dataclass(slots=True)
+class Cell:
+    """What one fault came to."""
+
+    fault: str
+    outcome: str = ""  # as the command or `migrate recover` says it
+    status: int = 0  # the command's exit status; -9: it was killed
+    at: str = ""  # the host where the process lives
+    live: int = 0  # copies that run
+    errors: list[str] = field(default_factory=list)  # of the clients
+    lost: int = 0  # bytes
+    left: list[str] = field(default_factory=list)
+    stall_s: float = 0.0  # the longest wait of a client: until the service was back
+    settled_s: float = 0.0  # from the start of the command until nothing was left on either host
+    by: str = "itself"  # or "recover"
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+class Sweep:
+    """Runs cells one after the other; the process goes on from where the last has left it."""
+
+    def __init__(self, lab: Lab, max_blackout: float = MAX_BLACKOUT) -> None:
+        self._lab = lab
+        self._max_blackout = max_blackout
+        self._pid = 0
+
+    def cells(self, wanted: list[str]) -> Iterator[Cell]:
+        for fault in wanted:
+            yield self.cell(fault)
+
+    def cell(self, fault: str) -> Cell:
+        cell = Cell(fault)
+        lab, at = self._lab, self._where()
+        if at is None:
+            lab.clear()
+            self._pid, at = start_redis(lab), "src"
+        to = next(host for host in HOSTS if host != at)
+        with (
+            lab.client("redis_counter.py", SERVICE, 6379, _CLIENTS, 1, 0.001) as counter,
+            lab.client("redis_download.py", SERVICE, 6379, _BLOB, _RATE) as download,
+        ):
+            counter.line(), download.line()
+            started = time.monotonic()
+            self._migrate(cell, at, to)
+            self._settle(cell)
+            cell.settled_s = time.monotonic() - started
+            for client in (counter, download):
+                seen = client.finish()
+                cell.errors += seen["errors"]
+                cell.lost += seen.get("lost", 0)
+                cell.stall_s = max(cell.stall_s, seen.get("worst_stall_ms", 0.0) / 1000)
+        self._judge(cell, at, to)
+        if not cell.ok:
+            self._pid = 0  # start afresh
+        return cell
+
+    def _where(self) -> str | None:
+        """The host where the process of the last cell lives."""
+        return next((h for h in HOSTS if self._pid and self._lab.alive(h, self._pid)), None)
+
+    def _migrate(self, cell: Cell, at: str, to: str) -> None:
+        options = ("--max-blackout", str(self._max_blackout), "--fault", cell.fault)
+        process = self._lab.start_migrate(at, to, self._pid, *options)
+        hangs = cell.fault.endswith(f"{ORCHESTRATOR}={HANG}")
+        try:
+            migration = self._lab.end_migrate(process, _HUNG if hangs else _PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            cell.status = -9
+            if not hangs:
+                cell.wrong.append("the command hangs")
+            return
+        cell.status = migration.status
+        cell.outcome = migration.result.get("outcome", "")
+
+    def _settle(self, cell: Cell) -> None:
+        """Wait until both hosts are clean; else have them recovered, as an operator would."""
+        if self._clean(_BY_ITSELF if cell.status != 4 else 1.0):
+            return
+        cell.by = "recover"
+        # First what is known here, then what the hosts know.
+        for what in ((), *((host,) for host in HOSTS)):
+            _, answer = self._lab.command("recover", *what)
+            for one in answer["migrations"]:
+                cell.outcome = one["outcome"] if one["outcome"] != "over" else cell.outcome
+        if not self._clean(_BY_ITSELF):
+            cell.left = [f"{host}: {one}" for host in HOSTS for one in self._lab.leftovers(host)]
+
+    def _clean(self, seconds: float) -> bool:
+        def clean() -> bool:
+            return not any(self._lab.leftovers(host) for host in HOSTS)
+
+        return _within(clean, seconds)
+
+    def _judge(self, cell: Cell, at: str, to: str) -> None:
+        lab = self._lab
+        holders = [host for host in HOSTS if SERVICE in lab.addresses(host)]
+        running = [host for host in HOSTS if lab.state(host, self._pid) in ("S", "R")]
+        cell.live, cell.at = len(running), ",".join(running)
+        due = {"migrated": to, "rolled-back": at, "refused": at}.get(cell.outcome)
+        killed = cell.fault.endswith((f"{ORCHESTRATOR}={KILL}", f"{ORCHESTRATOR}={HANG}"))
+        for wrong, what in (
+            (cell.live != 1, f"{cell.live} copies run"),
+            (cell.errors, "the clients saw errors"),
+            (cell.lost, "bytes were lost"),
+            (cell.left, "something is left"),
+            (not killed and due is None, f"outcome {cell.outcome!r}"),
+            (due is not None and running != [due], f"{cell.outcome}, but at {cell.at}"),
+            (holders != running, f"the address is at {holders}"),
+        ):
+            if wrong:
+                cell.wrong.append(what)
+
+
+def _within(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
