@@ -37,6 +37,7 @@ from agent.protocol import DESTINATION
 from agent.server import Server
 
 _LINK_TIMEOUT = 30.0  # seconds for the source to connect
+_LOCK_TIMEOUT = 20.0  # seconds for it to ask for the lock, then
 _SLACK = 2.0  # seconds over the plan's blackout before this side gives up by itself
 _TAKE_OVER = 5.0  # seconds from the hand-over to the commit
 _GOODBYE = 5.0  # seconds after the peers are awake for the source's last packets
@@ -144,7 +145,11 @@ class DestinationMigration:
         except TimeoutError:
             raise PeerLost(phase="check", detail="the source did not connect") from None
         self._machine.on("connect")
-        await self._until("lock")
+        try:
+            async with asyncio.timeout(_LOCK_TIMEOUT):
+                await self._until("lock")
+        except TimeoutError:
+            raise PeerLost(phase="lock", detail="the source does not go on") from None
         async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
             await self._until("end")
             self._machine.on("restore", **self._host.about_worker)

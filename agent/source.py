@@ -28,6 +28,7 @@ from agent.server import Server
 from agent.source_host import SourceHost
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
+_LOCK_TIMEOUT = 15.0  # seconds for both hosts to be locked
 _WORD_TIMEOUT = 10.0  # seconds after the hand-over for the destination to say what became of it
 _LAST_WORD = 0.5  # seconds for the destination to say why it broke the link
 _LATE_POLL = 0.005  # seconds between looks for packets that still arrive here
@@ -37,6 +38,12 @@ class NotInDoubt(AgentError):
     code = "not-in-doubt"
     template = "this migration is not in doubt"
     hint_template = "There is nothing to resolve."
+
+
+class LockTimeout(AgentError):
+    code = "lock-timeout"
+    template = "the two hosts were not locked within {seconds} s"
+    hint_template = "Nothing was frozen; run the migration again when both hosts are less busy."
 
 
 class SourceMigration:
@@ -129,9 +136,13 @@ class SourceMigration:
             raise PeerLost(phase="check", detail="it did not come up in time") from None
         machine.on("lock")
         with phases.step("lock"):
-            await self._lock(talk)
+            try:
+                async with asyncio.timeout(_LOCK_TIMEOUT):
+                    await self._lock(talk)
+            except TimeoutError:
+                raise LockTimeout(seconds=f"{_LOCK_TIMEOUT:.0f}") from None
+            asyncio.get_running_loop().call_later(self._plan.max_blackout, self._too_long)
             await self._faults.at("locked")
-        asyncio.get_running_loop().call_later(self._plan.max_blackout, self._too_long)
         machine.on("freeze", **self._worker)
         with phases.step("freeze"):
             await host.freeze()

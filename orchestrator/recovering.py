@@ -6,7 +6,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from agent.errors import EXIT_IN_DOUBT, EXIT_MIGRATED, EXIT_REFUSED, AgentError
+from agent.errors import (
+    EXIT_IN_DOUBT,
+    EXIT_MIGRATED,
+    EXIT_REFUSED,
+    EXIT_ROLLED_BACK,
+    AgentError,
+)
 from agent.plan import ID_PATTERN
 from orchestrator.agent_client import AgentClient
 from orchestrator.inventory import config_files, parse_target
@@ -25,6 +31,15 @@ class UnknownMigration(AgentError):
     exit_status = EXIT_REFUSED
 
 
+class CopyLost(AgentError):
+    """The protocol has come to its end, and the copy that should go on is gone."""
+
+    code = "copy-lost"
+    template = "process {pid} ended with {host}, which was restarted, or where it was killed"
+    hint_template = "Start the service anew; nothing of the migration is left."
+    exit_status = EXIT_ROLLED_BACK
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One migration, and what it was brought to."""
@@ -39,8 +54,18 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        done = self.ended.outcome != IN_DOUBT and not self.ended.unfinished
-        return EXIT_MIGRATED if done else EXIT_IN_DOUBT
+        if self.ended.outcome == IN_DOUBT or self.ended.unfinished:
+            return EXIT_IN_DOUBT
+        return EXIT_ROLLED_BACK if self.ended.lost else EXIT_MIGRATED
+
+    @property
+    def loss(self) -> CopyLost | None:
+        """That the copy which should go on is gone."""
+        if not self.ended.lost:
+            return None
+        migrated = self.ended.outcome == MIGRATED
+        host = self.named.destination if migrated else self.named.source
+        return CopyLost(pid=self.named.pid, host=host)
 
     @property
     def sentence(self) -> str:
@@ -56,9 +81,8 @@ class Report:
                 if not isinstance(ended.source, AgentError)
                 else "still in doubt: neither host could say how it ended"
             )
-        if ended.lost:
-            host = named.destination if ended.outcome == MIGRATED else named.source
-            return f"{ended.outcome}, but {pid} ended with {host}, which was restarted or killed it"
+        if self.loss is not None:
+            return f"{ended.outcome}, but {self.loss.message}"
         if ended.outcome == MIGRATED:
             return f"migrated: {named.destination} had committed; {pid} runs there" + self._left(
                 named.source, "source", "its frozen copy there is still to be ended"

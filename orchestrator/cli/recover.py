@@ -21,8 +21,8 @@ def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
     have no result. The hosts' journals decide: what the destination has committed is finished,
     anything else is undone, and exactly one copy goes on.
 
-    Exit status: 0 all is settled, 3 nothing could be reached or is known, 4 still in doubt, or a
-    host is left to be told.
+    Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 3 nothing
+    could be reached or is known, 4 still in doubt, or a host is left to be told.
 
     With --json: {"migrations": [{"id", "outcome": "migrated" | "rolled-back" | "in-doubt" | "over",
     "lost": bool, "unfinished": [role], "source": {"host", "found", "state", "living": [pid],
@@ -56,5 +56,5 @@ def _say(found: list[Any]) -> None:
         report.say("Nothing to recover.")
     for one in found:
         report.say(f"{one.named.id}: {one.sentence}")
-        for error in one.errors:
+        for error in (*one.errors, *filter(None, [one.loss])):
             report.problem(error.message, error.hint)

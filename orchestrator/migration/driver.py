@@ -264,7 +264,11 @@ class Driver:
         finally:
             await recoverer.close()
         self._reporter.note(report.sentence)
-        if report.ended.outcome == results.MIGRATED:
+        if report.loss is not None:
+            self.error = report.loss
+            self._result["outcome"] = report.ended.outcome
+            self._result["error"] = results.described(report.loss, "commit")
+        elif report.ended.outcome == results.MIGRATED:
             self._result["outcome"], self._result["error"] = results.MIGRATED, None
             self.error = None
         elif report.ended.outcome in (results.ROLLED_BACK, OVER) and self.error is not None:

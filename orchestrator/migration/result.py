@@ -163,7 +163,8 @@ def exit_status(result: Json, error: AgentError | None = None) -> int:
     """The command's status; a usage error that was found late keeps its own."""
     if result["outcome"] == REFUSED and error is not None and error.exit_status == EXIT_USAGE:
         return EXIT_USAGE
-    return _STATUSES[result["outcome"]]
+    status = _STATUSES[result["outcome"]]
+    return max(status, error.exit_status) if error is not None and not status else status
 
 
 def merge(result: Json, source: SourceReport | None, destination: DestinationReport | None) -> None:

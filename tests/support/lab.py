@@ -100,6 +100,24 @@ class Lab:
         assert code == 0 or not check, f"{host}: {command}: status {code}: {text}"
         return text
 
+    def restart(self, *hosts: str) -> None:
+        """Kill containers and start them anew, as hosts that lose their power; wait for sshd."""
+        for host in hosts:
+            self._containers[host].kill()
+        for host in hosts:
+            self._containers[host].start()
+        for host in hosts:
+            until(lambda h=host: self.run(h, "ss -Hltn sport 22", False), 20, f"{host} is up")
+
+    @contextlib.contextmanager
+    def standing_still(self, host: str) -> Iterator[None]:
+        """No process of a host gets on."""
+        self._containers[host].pause()
+        try:
+            yield
+        finally:
+            self._containers[host].unpause()
+
     def put(self, host: str, path: str, content: str) -> None:
         subprocess.run(
             ["docker", "exec", "-i", host, "sh", "-c", f"cat > {shlex.quote(path)}"],
