@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 ENVIRONMENT := .venv/.made
 
-.PHONY: help lab lab-down venv demo test check bench nightly
+.PHONY: help lab lab-down venv demo test check bench chaos soak nightly
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,14 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.boundary
 	$(PYTHON) -m tests.bench.streams
 	$(PYTHON) -m tests.bench.throughput
+
+chaos: venv lab ## every fault point, every action, under clients: a table, and results/chaos.json
+	@mkdir -p results
+	$(PYTHON) -m tests.chaos.sweep --json results/chaos.json
+
+soak: venv lab ## 500 migrations there and back under 50 connections: nothing grows
+	@mkdir -p results
+	$(PYTHON) -m tests.chaos.soak --json results/soak.json
 
 nightly: venv ## fuzz the decoder of TCP streams for ten minutes
 	STREAMFERRY_FUZZ_SECONDS=600 $(PYTHON) -m pytest tests/unit/test_stream_fuzz.py
