@@ -271,6 +271,8 @@ class _Judge:
                     limit=host["descriptors"],
                 )
             images = host["images"]
+            if not images["tmpfs"] and self.options.images_dir == DEFAULT_IMAGES_DIR:
+                yield refusal("images-on-disk", path=images["path"], host=name)
             room = memory + IMAGES_MARGIN
             if images["free"] < room:
                 yield refusal(

@@ -291,6 +291,10 @@ TABLE: dict[str, Words] = {
         "{host} has {available} MiB of memory left, {needed} MiB are needed",
         "Free memory on {host}, or keep the images on a disk rather than in memory.",
     ),
+    "images-on-disk": Words(
+        "{path} on {host} is no tmpfs: the process's memory, secrets and all, would go to a disk",
+        "Mount a tmpfs there, or name one, or a directory that may have it, with --images-dir.",
+    ),
     "images-room": Words(
         "{path} on {host} has {available} MiB of room, {needed} MiB are needed",
         "Free room there, or name another directory for the images.",

@@ -190,6 +190,8 @@ CASES: list[tuple[str, str, str, Spoil]] = [
      host("src", descriptors=200)),
     ("memory-short", "dst has 32 MiB of memory left, 80 MiB are needed", "Free memory",
      host("dst", memory_available=32 << 20)),
+    ("images-on-disk", "/run on dst is no tmpfs", "--images-dir",
+     images("dst", tmpfs=False)),
     ("images-room", "/run on src has 1 MiB of room, 24 MiB are needed", "Free room",
      images("src", free=1 << 20)),
 ]  # fmt: skip
@@ -394,4 +396,15 @@ def test_memory_counts_the_images_where_they_are_in_memory() -> None:
     (only,) = refused(case)
     assert only.code == "memory-short"
     case.destination["images"]["tmpfs"] = False
+    case.options = Options(images_dir="/var/tmp/images")
+    planned(case)
+
+
+@pytest.mark.parametrize("host", ["source", "destination"])
+def test_memory_goes_to_a_disk_only_when_told_so(host: str) -> None:
+    case = Case()
+    getattr(case, host)["images"]["tmpfs"] = False
+    (only,) = refused(case)
+    assert only.code == "images-on-disk" and "--images-dir" in only.hint
+    case.options = Options(images_dir="/var/tmp/images")
     planned(case)
