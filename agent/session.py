@@ -61,6 +61,8 @@ class Calls:
             "journal.list": self._journal_list,
             "recovery.settle": self._recovery_settle,
             "recovery.forget": self._recovery_forget,
+            "doctor.look": self._doctor_look,
+            "doctor.fix": self._doctor_fix,
         }
         for name, handler in handlers.items():
             self._server.expose(name, handler)
@@ -139,6 +141,16 @@ class Calls:
 
         checked_name(migration, DESTINATION)
         return {"forgotten": recovery.forget(migration)}
+
+    async def _doctor_look(self) -> Any:
+        from agent import leftovers
+
+        return await leftovers.look()
+
+    async def _doctor_fix(self) -> Any:
+        from agent import leftovers
+
+        return await leftovers.fix()
 
     @contextlib.contextmanager
     def _serving(self, role: str) -> Iterator[None]:

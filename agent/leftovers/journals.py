@@ -1,0 +1,109 @@
+"""Reads the journals of a host without taking their locks, and says which cannot be gone by.
+
+Recovery takes a journal without a whole record for one of an agent that died before its first line,
+and removes it. That is right of a torn record with nothing behind it. A journal of a newer format,
+or one that is damaged, looks the same to it: those are told apart here, and never settled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from agent import journal
+from agent.errors import ProtocolError
+from agent.journal import History
+from agent.leftovers.seen import SeenJournal
+from agent.protocol import TABLES
+from agent.successor import Successor
+
+EMPTY, DAMAGED, NEWER, UNREADABLE = "empty", "damaged", "newer", "unreadable"
+
+_FAMILY = journal._MAGIC[:-1]  # of every format there will be
+
+
+def look(directory: Path) -> list[SeenJournal]:
+    """All journals there are, by name. Raises `OSError` where the directory cannot be read."""
+    found = []
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    for name in names:
+        if match := journal._NAME.fullmatch(name):
+            migration, role = match.groups()
+            try:
+                found.append(_look(directory / name, migration, role))
+            except FileNotFoundError:  # it has ended meanwhile
+                continue
+            except OSError:
+                path = str(directory / name)
+                found.append(SeenJournal(migration, role, path, False, UNREADABLE))
+    return found
+
+
+def _look(path: Path, migration: str, role: str) -> SeenJournal:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        busy = _is_busy(fd)
+        problem, entries = read(fd, role)
+    finally:
+        os.close(fd)
+    if problem:
+        return SeenJournal(migration, role, str(path), busy, problem)
+    history = History(migration, role, entries)
+    facts = history.facts
+    try:
+        successor = Successor(history)
+        return SeenJournal(
+            migration,
+            role,
+            str(path),
+            busy,
+            state=history.state,
+            plan=successor.plan,
+            agent=(int(facts.get("agent", 0)), int(facts.get("agent_born", 0))),
+            worker=(int(facts.get("worker", 0)), int(facts.get("worker_born", 0))),
+            living=tuple(successor.living),
+        )
+    except (ProtocolError, TypeError, ValueError):  # whole, but not as this version writes it
+        return SeenJournal(migration, role, str(path), busy, NEWER, history.state)
+
+
+def _is_busy(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def read(fd: int, role: str) -> tuple[str, list[journal.Entry]]:
+    """What is wrong with an open journal ("" where nothing is), and its records."""
+    data = os.pread(fd, min(os.fstat(fd).st_size, journal._LARGEST), 0)
+    if not data.startswith(journal._MAGIC):
+        if not any(data):
+            return EMPTY, []
+        return (NEWER if data.startswith(_FAMILY) else DAMAGED), []
+    try:
+        entries, end = journal._read(fd)
+        states: set[Any] = {entry.state for entry in entries}
+    except Exception:  # whole records that are not as this version writes them
+        return NEWER, []
+    if _goes_on(data, end):
+        return DAMAGED, entries
+    if not entries:
+        return EMPTY, []
+    return ("" if states <= {"", *TABLES[role].states} else NEWER), entries
+
+
+def _goes_on(data: bytes, end: int) -> bool:
+    """Whether there is something behind the record that is not whole."""
+    head = journal._HEAD
+    if len(data) < end + head.size:
+        return False
+    length, _ = head.unpack_from(data, end)
+    return any(data[end + head.size + length :])
