@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypedDict
 
 from agent import PROTOCOL_VERSION
 from agent.errors import AgentError, ProtocolError, VersionMismatch
+from agent.leftovers.facts import Fixed, Look
 from agent.probe.facts import validate
 from agent.wire.frames import FrameDecoder, Message, encode
 from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
@@ -193,6 +194,16 @@ class AgentClient:
                 return await self._map(call, **args)
         except TimeoutError:
             raise AgentSilent(host=self.host, seconds=f"{ANSWER_TIMEOUT:.0f}") from None
+
+    async def look(self) -> Look:
+        """What interrupted migrations have left on that host; nothing is touched."""
+        answer = await self._map("doctor.look")
+        return validate(answer, Look, f"{self.host}'s leftovers")
+
+    async def fix(self) -> Fixed:
+        """Clear what of it is safe."""
+        answer = await self._map("doctor.fix")
+        return validate(answer, Fixed, f"{self.host}'s leftovers")
 
     async def _map(self, call: str, **args: Any) -> Facts:
         result = await self._call(call, args)

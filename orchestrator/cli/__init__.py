@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 from agent import __version__
 from orchestrator.cli.chaos import chaos
 from orchestrator.cli.check import check
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.move import move
 from orchestrator.cli.records import list_, show
 from orchestrator.cli.recover import recover
@@ -77,6 +78,7 @@ def migrate() -> None:
     migrate SRC DST --pid N          move it
     migrate check SRC DST --pid N    only see whether it could move
     migrate recover [ID|HOST]        end what was interrupted
+    migrate doctor HOST              find what was left behind there, and clear it
     migrate list [HOST]...           migrations begun here, or interrupted there
     migrate show ID                  one of them
     migrate chaos points             where a fault can be injected
@@ -84,5 +86,5 @@ def migrate() -> None:
 
 
 migrate.add_command(move)
-for verb in (check, recover, list_, show, chaos):
+for verb in (check, recover, doctor, list_, show, chaos):
     migrate.add_command(verb)
