@@ -91,7 +91,7 @@ def _locked(migration: str, role: str, directory: Path) -> Iterator[Journal | No
 def _over(migration: str, places: Places) -> Iterator[None]:
     """While this lasts nobody goes on with the migration, of which nothing more is to be done
     here. Raises `JournalBusy`, `LeftoverStays`."""
-    if any(agent.migration == migration for agent in Processes(places.journals).agents):
+    if any(agent.migration == migration for agent in Processes(places).agents):
         raise LeftoverStays(name=f"migration {migration}", detail="its agent lives")
     with contextlib.ExitStack() as held:
         for role in (SOURCE, DESTINATION):
@@ -132,13 +132,13 @@ def _images(one: Leftover, places: Places) -> None:
 
 
 def _agent(one: Leftover, places: Places) -> None:
-    found = {agent.pid: agent for agent in Processes(places.journals).agents}.get(one.pid)
+    found = {agent.pid: agent for agent in Processes(places).agents}.get(one.pid)
     if found is not None and found.born == one.born and not found.migration:
         _end(one, signal.SIGTERM)
 
 
 def _guardian(one: Leftover, places: Places) -> None:
-    found = {other.pid: other for other in Processes(places.journals).guardians}.get(one.pid)
+    found = {other.pid: other for other in Processes(places).guardians}.get(one.pid)
     if found is None or found.born != one.born or found.watched:
         return
     with contextlib.suppress(LeftoverStays), _locked(one.migration, one.role, places.journals):
@@ -147,7 +147,7 @@ def _guardian(one: Leftover, places: Places) -> None:
 
 
 def _criu(one: Leftover, places: Places) -> None:
-    processes = Processes(places.journals)
+    processes = Processes(places)
     found = {other.pid: other for other in processes.criu}.get(one.pid)
     if found is None or found.born != one.born:
         return

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent import journal
 from agent.errors import ProtocolError
+from agent.freeze import FreezeError
 from agent.journal import History
 from agent.leftovers.seen import SeenJournal
 from agent.protocol import TABLES
@@ -66,10 +67,17 @@ def _look(path: Path, migration: str, role: str) -> SeenJournal:
             plan=successor.plan,
             agent=(int(facts.get("agent", 0)), int(facts.get("agent_born", 0))),
             worker=(int(facts.get("worker", 0)), int(facts.get("worker_born", 0))),
-            living=tuple(successor.living),
+            living=_living(successor),
         )
     except (ProtocolError, TypeError, ValueError):  # whole, but not as this version writes it
         return SeenJournal(migration, role, str(path), busy, NEWER, history.state)
+
+
+def _living(successor: Successor) -> tuple[int, ...]:
+    try:
+        return tuple(successor.living)
+    except FreezeError:  # it has just ended
+        return ()
 
 
 def _is_busy(fd: int) -> bool:

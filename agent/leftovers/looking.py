@@ -39,7 +39,7 @@ def gather(places: Places) -> Seen:
     before = journals.look(places.journals)
     _network(seen)
     seen.images = _images(places, before)
-    processes = Processes(places.journals)
+    processes = Processes(places)
     seen.agents, seen.guardians = processes.agents, processes.guardians
     traced = tracees(processes.pids) if processes.criu else {}
     seen.criu = [

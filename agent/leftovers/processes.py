@@ -11,12 +11,11 @@ import re
 import socket
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from agent.freeze import children, thread_states
 from agent.kernel import proc, uapi
 from agent.leftovers.cgroups import Freezers
-from agent.leftovers.seen import SeenProcess, SeenTask
+from agent.leftovers.seen import Places, SeenProcess, SeenTask
 from agent.plan import ID_PATTERN
 from agent.tcp.opening import peer_name
 from agent.tcp.steal import socket_descriptors, steal
@@ -32,17 +31,19 @@ _SHOWN = 100  # characters of an argument
 class Processes:
     """One look at the processes of a host."""
 
-    def __init__(self, journals: Path) -> None:
+    def __init__(self, places: Places) -> None:
         self._journal = re.compile(
-            rf"{re.escape(str(journals))}/({ID_PATTERN.pattern})-(\w+)( \(deleted\))?"
+            rf"{re.escape(str(places.journals))}/({ID_PATTERN.pattern})-(\w+)( \(deleted\))?"
         )
-        self._guarded = str(journals)
+        self._guarded = str(places.journals)
         self.agents: list[SeenProcess] = []
         self.guardians: list[SeenProcess] = []
         self.criu: list[SeenProcess] = []
         self.pids: list[int] = []
+        self._elsewhere: list[int] = []  # agents of a container's own
+        self._here = _namespaces("self")
         own = set(proc.ancestors(os.getpid()))
-        for pid in proc.pids():
+        for pid in places.pids():
             if pid in own:
                 continue
             with contextlib.suppress(OSError, ValueError):
@@ -63,6 +64,9 @@ class Processes:
         links = proc.descriptors(pid).values()
         if not any(link.startswith(f"/memfd:{_AGENT}") for link in links):
             return  # its shell, or somebody who looks for it
+        if _namespaces(pid) != self._here:
+            self._elsewhere.append(pid)
+            return
         opened = [match for link in links if (match := self._journal.fullmatch(link))]
         migration, role, deleted = opened[0].groups() if opened else ("", "", None)
         self.agents.append(
@@ -80,6 +84,8 @@ class Processes:
     def _guardian(self, pid: int, arguments: list[str]) -> None:
         """[python, -c, code, root, migration, role, directory, descriptor, agent]"""
         if len(arguments) < 6 or arguments[-3] != self._guarded:
+            return
+        if _namespaces(pid) != self._here:  # its numbers and paths are others
             return
         migration, role, agent = arguments[-5], arguments[-4], int(arguments[-1])
         born, began = proc.born(pid), proc.born(agent)
@@ -102,7 +108,8 @@ class Processes:
         """Processes worth a closer look, and whether there was time for all of them: those with
         sockets in repair mode, and of `wanted` all that there are."""
         found: dict[int, SeenTask] = {}
-        owned: set[int] = set()
+        # What an agent has a copy of is of a migration under way, in a container, too.
+        owned = set(socket_descriptors([*self._elsewhere, *(one.pid for one in self.agents)]))
         always = set(wanted)
         deadline = time.monotonic() + LIMIT
         for pid in sorted({*self.pids, *always}, key=lambda one: (one not in always, one)):
@@ -118,6 +125,10 @@ class Processes:
                 elif states <= {"T", "t"} and _has_parasite(pid):
                     found[pid] = _task(pid, states, (), freezers)
         return found, True
+
+
+def _namespaces(pid: int | str) -> tuple[str, str]:
+    return os.readlink(f"/proc/{pid}/ns/pid"), os.readlink(f"/proc/{pid}/ns/mnt")
 
 
 def descendants(roots: Iterable[int]) -> set[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.journal import DIRECTORY
+from agent.kernel import proc
 from agent.leftovers.facts import CLEAR, Finding
 from agent.plan import DEFAULT_IMAGES_DIR, Plan
 
@@ -17,6 +19,7 @@ class Places:
     journals: Path = DIRECTORY
     images: Path = Path(DEFAULT_IMAGES_DIR)
     cgroups: Path = Path("/sys/fs/cgroup")
+    pids: Callable[[], Collection[int]] = proc.pids  # of the processes to look at
     patience: float = 1.0  # seconds: what ends by itself within them is no leftover
 
 
