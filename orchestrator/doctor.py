@@ -57,16 +57,13 @@ class Diagnosis:
             return f"{self.host}: nothing is left over"
         parts = []
         for verdict, words in (
-            (CLEAR, "can be cleared with --fix"),
-            (RECOVER, "needs `migrate recover`"),
-            (HAND, "is for you to decide"),
+            (CLEAR, "to be cleared with --fix"),
+            (RECOVER, "to be ended by `migrate recover`"),
+            (HAND, "for you to decide"),
         ):
             if count := sum(one["verdict"] == verdict for one in self.findings):
-                word = (
-                    words if count == 1 else words.replace("needs", "need").replace("is ", "are ")
-                )
-                parts.append(f"{count} {word}")
-        return f"{self.host}: {number} leftover{'s' * (number > 1)}: {', '.join(parts)}"
+                parts.append(f"{count} {words}")
+        return f"{self.host}: {number} leftover{'s' * (number > 1)}, {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
         return {

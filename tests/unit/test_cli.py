@@ -247,11 +247,5 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_group_has_the_verbs() -> None:
-    assert set(cli.migrate.commands) == {
-        "move",
-        "check",
-        "recover",
-        "list",
-        "show",
-        "chaos",
-    }
+    verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos"}
+    assert set(cli.migrate.commands) == verbs
