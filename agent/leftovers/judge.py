@@ -228,11 +228,12 @@ class _Judge:
         self._cgroup(task)
 
     def _mute(self, task: SeenTask) -> None:
+        why = "nobody is left to release them: they are mute, and reading or writing them fails"
+        if not task.stopped:
+            why += "; a program that uses repair mode itself may want it so"
         self._add(
             facts.SOCKETS, _name(task), f"in repair mode: {connections(task.connections)}", HAND,
-            "no journal says whose they are; they stay mute, and reading or writing fails, until "
-            "the process leaves repair mode or ends",
-            f"kill -KILL {task.pid}", pid=task.pid,
+            why, f"kill -KILL {task.pid}", pid=task.pid,
         )  # fmt: skip
 
     def _cgroup(self, task: SeenTask) -> None:

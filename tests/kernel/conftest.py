@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.netlock import apply
 from tests.support.agents import Agent
+from tests.support.doctor import Doctor
 from tests.support.netns import Host, Namespace, network
+from tests.support.processes import Start, processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,3 +60,19 @@ def agents() -> Iterator[Callable[..., Agent]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def doctor(
+    pair: tuple[Host, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Doctor]:
+    monkeypatch.setattr(apply, "_shared", None)  # that one is of another namespace
+    yield Doctor(*pair, tmp_path / "doctor")
+    if apply._shared is not None:
+        apply._shared.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with processes() as start:
+        yield start

@@ -321,3 +321,14 @@ def stub(host: LoopbackHost, script: str) -> None:
     (directory / "python3").write_text(f"#!/bin/sh\n{script}\n")
     (directory / "python3").chmod(0o755)
     host.environment["PATH"] = f"{directory}:{host.environment['PATH']}"
+
+
+async def test_leftovers_are_looked_for_from_the_archive(host: LoopbackHost) -> None:
+    """What others do on this host at the same time may be found; the shape is validated."""
+    async with opened(host) as session:
+        await session.client.start()
+        if os.geteuid() == 0:
+            assert isinstance((await session.client.look())["findings"], list)
+        else:
+            with pytest.raises(AgentError, match="leftovers"):
+                await session.client.look()
