@@ -2,13 +2,14 @@
 
 No process is started, because that would cost milliseconds in the blackout. The library is loaded
 at first use: importing this module never fails. One script is one transaction of the kernel.
-Not for use from several threads at once.
+It is not made for several threads, so that one waits for another.
 """
 
 from __future__ import annotations
 
 import ctypes
 import socket
+import threading
 from typing import Any
 
 from agent.errors import EXIT_REFUSED, AgentError
@@ -56,10 +57,11 @@ class Nftables:
     def run(self, script: str) -> str:
         """Run one script as one transaction; returns what it printed. Raises `LockError`."""
         library, context = self._library, self._context
-        failed = library.nft_run_cmd_from_buffer(context, script.encode())
-        # Reading a buffer is also what empties it.
-        output = (library.nft_ctx_get_output_buffer(context) or b"").decode(errors="replace")
-        message = (library.nft_ctx_get_error_buffer(context) or b"").decode(errors="replace")
+        with _turn:
+            failed = library.nft_run_cmd_from_buffer(context, script.encode())
+            # Reading a buffer is also what empties it.
+            output = (library.nft_ctx_get_output_buffer(context) or b"").decode(errors="replace")
+            message = (library.nft_ctx_get_error_buffer(context) or b"").decode(errors="replace")
         if failed:
             raise LockError(detail=_summary(message))
         return output
@@ -90,14 +92,16 @@ class Nftables:
             self._context = None
 
 
+_turn = threading.RLock()
 _shared: Nftables | None = None
 
 
 def _default() -> Nftables:
     global _shared
-    if _shared is None:
-        _shared = Nftables()
-    return _shared
+    with _turn:
+        if _shared is None:
+            _shared = Nftables()
+        return _shared
 
 
 def warm() -> None:
