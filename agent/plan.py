@@ -123,6 +123,16 @@ class Plan:
         return plan
 
 
+def checked_pid(value: object) -> int:
+    """A PID that came from elsewhere. Raises `ProtocolError`."""
+    return _pid(value, "pid")
+
+
+def checked_images_dir(value: object) -> str:
+    """A directory for images that came from elsewhere. Raises `ProtocolError`."""
+    return _path(value, "images_dir")
+
+
 def new_id() -> str:
     """A migration's id: local time and six hex digits, "20261123-134501-7f3a9c"."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

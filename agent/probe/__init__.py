@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from agent.errors import ProtocolError
+from agent.plan import checked_images_dir, checked_pid
 from agent.probe import machine, target, tree
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
 
@@ -16,16 +18,23 @@ __all__ = ["destination", "host", "process"]
 
 
 async def host(images_dir: str) -> HostFacts:
-    """What this host is and can do; `images_dir` is where the images are to go."""
-    return await asyncio.to_thread(machine.look, images_dir)
+    """What this host is and can do; `images_dir` is where the images are to go.
+
+    Raises `ProtocolError`.
+    """
+    return await asyncio.to_thread(machine.look, checked_images_dir(images_dir))
 
 
 async def process(pid: int) -> ProcessFacts:
-    """What the tree of `pid` consists of. Raises an error of `agent.probe.errors`."""
-    return await asyncio.to_thread(tree.look, pid)
+    """What the tree of `pid` consists of. Raises an error of `agent.probe.errors`, or
+    `ProtocolError`."""
+    return await asyncio.to_thread(tree.look, checked_pid(pid))
 
 
 async def destination(process: dict[str, Any], images_dir: str) -> DestinationFacts:
     """What of this host is in the way of `process` (`ProcessFacts`). Raises `ProtocolError`."""
     facts = validate(process, ProcessFacts, "the facts of the process")
-    return await asyncio.to_thread(target.look, facts)
+    try:
+        return await asyncio.to_thread(target.look, facts)
+    except (ValueError, OverflowError) as error:  # of their types, but no such thing can be
+        raise ProtocolError(detail=f"in the facts of the process: {error!s:.200}") from error

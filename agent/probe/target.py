@@ -115,6 +115,7 @@ def _try_bind(wanted: Port) -> TakenPort | None:
     family = socket.AF_INET if wanted.family == 4 else socket.AF_INET6
     kind = socket.SOCK_STREAM if wanted.protocol == "tcp" else socket.SOCK_DGRAM
     problem = ""
+    ipaddress.ip_address(wanted.address)  # raises: bind() would ask for a name's address
     try:
         with socket.socket(family, kind) as sock:
             sock.setsockopt(socket.IPPROTO_IP, uapi.IP_FREEBIND, 1)  # it is not here yet
