@@ -21,6 +21,8 @@ from agent import PROTOCOL_VERSION, __version__
 from agent.errors import AgentError, ProtocolError, shown
 from agent.wire.frames import FrameDecoder, Message, encode
 
+MAX_CALLS = 64  # under way at once; an orchestrator has a few
+
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -92,6 +94,8 @@ class Server:
         number, name, args = message.get("id"), message.get("call"), message.get("args", {})
         if not isinstance(number, int) or not isinstance(name, str) or not isinstance(args, dict):
             raise ProtocolError(detail="a message that is neither a call nor an event")
+        if len(self._tasks) >= MAX_CALLS:
+            raise ProtocolError(detail=f"more than {MAX_CALLS} calls at once")
         task = asyncio.ensure_future(self._run(number, name, args))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -104,7 +108,7 @@ class Server:
             try:
                 inspect.signature(handler).bind(**args)
             except TypeError as error:
-                raise ProtocolError(detail=f"arguments of {name}: {error}") from error
+                raise ProtocolError(detail=f"arguments of {name}: {error!s:.200}") from error
             reply: Message = {"id": number, "result": await handler(**args)}
             self._send(reply)
         except AgentError as error:
@@ -113,6 +117,7 @@ class Server:
             where = traceback.extract_tb(error.__traceback__)[-1]
             detail = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
             self._send_error(number, AgentError(detail=detail))
+        await self.drain()  # one who calls and does not read is not answered without end
 
     def _send_error(self, number: int, error: AgentError) -> None:
         try:

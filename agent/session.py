@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from agent.errors import AgentError
+from agent.errors import AgentError, ProtocolError, shown
 from agent.server import Handler, Server
 from agent.stdio import StdioTransport
 
+_MAX_PATIENCE = 600.0  # seconds
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -129,6 +130,8 @@ class Calls:
         from agent.journal import checked_name
 
         checked_name(migration, role)
+        if not isinstance(patience, int | float) or not 0 <= patience <= _MAX_PATIENCE:
+            raise ProtocolError(detail=f"{shown(patience)} is no number of seconds to wait")
         settled = await asyncio.to_thread(
             recovery.settle_when_free, migration, role, word, float(patience)
         )
