@@ -14,6 +14,8 @@ from agent.errors import AgentError, ProtocolError, from_wire, shown
 from agent.image.records import Record
 from agent.link import Link
 
+_MAX_PHASE = 40  # characters of a phase's name
+MAX_WAITING = 8  # words of one kind that nobody has asked for yet
 FROM_DESTINATION = ("pong", "locked", "time_waits_held", "prepared", "committed", "awake")
 
 
@@ -67,11 +69,14 @@ class Conversation:
         kind = record["kind"]
         if kind == "failed":
             self.refused = True
-            self.failed_phase = str(record.get("phase"))
+            phase = record.get("phase")
+            self.failed_phase = phase[:_MAX_PHASE] if isinstance(phase, str) else None
             raise from_wire(record.get("error"))
         records = self._records.get(kind)
         if records is None:
             raise ProtocolError(detail=f"the destination sent {shown(kind)}")
+        if len(records) >= MAX_WAITING:
+            raise ProtocolError(detail=f"the destination sent {kind} over and over")
         records.append(record)
 
     async def close(self) -> None:

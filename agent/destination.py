@@ -18,6 +18,7 @@ from agent.custody import Custody
 from agent.destination_host import DestinationHost
 from agent.errors import (
     AgentError,
+    AlreadyRun,
     BlackoutExceeded,
     Cancelled,
     PeerLost,
@@ -62,6 +63,7 @@ class DestinationMigration:
     async def prepare(self, plan: dict[str, Any], client_key: str) -> dict[str, Any]:
         """Open the link's port and get everything ready that takes time."""
         self._plan = Plan.from_wire(plan)
+        self._listener = LinkServer(self._link, client_key)
         self._faults = Faults(DESTINATION, self._plan.faults)
         self._faults.cut, self._faults.spoil = self._link.close, self._link.spoil
         self._link.faults = Faults(LINK, self._plan.faults).actions
@@ -73,7 +75,6 @@ class DestinationMigration:
             await self._faults.at("prepare")
             self._host = DestinationHost(self._plan, self._phases, self._faults)
             try:
-                self._listener = LinkServer(self._link, client_key)
                 reply = await self._listener.listen(reached_address() or "127.0.0.1")
             except BaseException:
                 self._host.close()
@@ -85,7 +86,9 @@ class DestinationMigration:
         return reply
 
     async def run(self) -> dict[str, Any]:
-        """Take the process in; returns the report when all is over."""
+        """Take the process in; returns the report when all is over. Raises `AlreadyRun`."""
+        if self._running or self._machine.state != "ready":
+            raise AlreadyRun(role=DESTINATION)
         self._running = True
         error: AgentError | None = None
         gc.collect()

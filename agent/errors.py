@@ -6,6 +6,7 @@ An error is described by its class and its fields alone, so it can be sent as
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar
 
 Field = str | int | float
@@ -15,6 +16,9 @@ EXIT_ROLLED_BACK = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
 EXIT_IN_DOUBT = 4
+
+_MAX_FIELDS = 32
+_MAX_FIELD = 4000  # characters
 
 
 class AgentError(Exception):
@@ -58,7 +62,7 @@ class Foreign(AgentError):
 
     def __init__(self, code: str, fields: dict[str, Field]) -> None:
         super().__init__(detail=f"{code}: {fields}"[:500])
-        self._wire = {"code": code, "fields": fields}
+        self._wire = {"code": code[:_MAX_FIELD], "fields": fields}
 
     def to_wire(self) -> dict[str, Any]:
         return self._wire
@@ -78,13 +82,25 @@ def from_wire(wire: object) -> AgentError:
     try:
         if not isinstance(wire, dict):
             raise TypeError("not a map")
-        code, fields = wire["code"], {str(key): one for key, one in wire["fields"].items()}
+        code, fields = wire["code"], _fields(wire["fields"])
         if isinstance(code, str) and not is_known(code):
             return Foreign(code, fields)
         cls = AgentError if code == AgentError.code else AgentError._registry[code]
         return cls(**fields)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        return AgentError(detail=f"an error that cannot be read: {str(wire):.200}")
+        return AgentError(detail=f"an error that cannot be read: {shown(wire, 200)}")
+
+
+def _fields(wire: Any) -> dict[str, Field]:
+    """Only what a field can be, and not more of it than anybody would read."""
+    fields: dict[str, Field] = {}
+    for key, one in itertools.islice(wire.items(), _MAX_FIELDS):
+        if isinstance(one, str):
+            one = one[:_MAX_FIELD]
+        elif not isinstance(one, int | float):
+            one = shown(one)
+        fields[key[:_MAX_FIELD] if isinstance(key, str) else shown(key)] = one
+    return fields
 
 
 class ProtocolError(AgentError):
@@ -93,6 +109,12 @@ class ProtocolError(AgentError):
     code = "protocol"
     template = "the other side broke the protocol: {detail}"
     hint_template = "Check that nothing on the remote host prints to a non-interactive login."
+
+
+class AlreadyRun(AgentError):
+    code = "already-run"
+    template = "the migration of this agent as its {role} runs already, or is over"
+    hint_template = "An agent serves one migration once; start another one for the next."
 
 
 class VersionMismatch(AgentError):

@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncssh
 
-from agent.errors import AgentError, PeerLost
+from agent.errors import AgentError, PeerLost, ProtocolError, shown
 from agent.fault import CORRUPT, CUT, HANG, damage, seconds_of
 from agent.image.records import Record, RecordDecoder, RecordEncoder
 
@@ -28,7 +28,28 @@ _CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly13
 _HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
 _RELAY_CHUNK = 1 << 20
 _JOIN = 64 << 10
+_MAX_ADDRESSES = 256  # of the destination
+_MOST_RELAYED = 256 << 20  # bytes of records, as the orchestrator cannot be held up
 _FLUSH = 2.0  # seconds for what was sent to leave before the connection is closed
+
+
+def where(told: object) -> tuple[list[str], int, str]:
+    """Addresses, port and host key of the destination's end. Raises `ProtocolError`."""
+    match told:
+        case {"addresses": [*addresses], "port": int(port), "host_key": str(host_key)} if (
+            0 < port < 1 << 16 and all(isinstance(one, str) for one in addresses)
+        ):
+            return addresses[:_MAX_ADDRESSES], port, host_key
+    raise ProtocolError(detail=f"the link's other end is {shown(told)}")
+
+
+def _public_key(text: object) -> asyncssh.SSHKey:
+    try:
+        if isinstance(text, str):
+            return asyncssh.import_public_key(text)
+    except asyncssh.KeyImportError:
+        pass
+    raise ProtocolError(detail=f"{shown(text)} is no public key")
 
 
 class Link:
@@ -175,7 +196,10 @@ class Link:
                 self._arrived.set()
         except AgentError as error:
             self._failed(error)
-        if self._pause is not None and self._waiting > _HIGH_WATER:
+        if self._pause is None:
+            if self._waiting > _MOST_RELAYED:
+                self._failed(ProtocolError(detail="more is relayed than can be taken"))
+        elif self._waiting > _HIGH_WATER:
             self._pause(True)
 
     def input_ended(self) -> None:
@@ -281,8 +305,8 @@ class LinkServer:
     """The destination's end, until the source has connected."""
 
     def __init__(self, link: Link, client_key: str) -> None:
-        """`client_key` is the source's public key, in OpenSSH form."""
-        self.client_key = asyncssh.import_public_key(client_key)
+        """`client_key` is the source's public key, in OpenSSH form. Raises `ProtocolError`."""
+        self.client_key = _public_key(client_key)
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._link = link
         self._taken = False
@@ -339,14 +363,17 @@ class LinkClient:
         return self._key.export_public_key().decode()
 
     async def connect(self, addresses: list[str], port: int, host_key: str) -> bool:
-        """Connect to the first address that answers; false when none can be reached."""
-        trusted = asyncssh.import_public_key(host_key)
+        """Connect to the first address that answers; false when none can be reached.
+
+        Raises `ProtocolError` for what is no key.
+        """
+        trusted = _public_key(host_key)
         for address in addresses:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     await self._connect(address, port, trusted)
                 return True
-            except (OSError, TimeoutError, asyncssh.Error):
+            except (OSError, ValueError, TimeoutError, asyncssh.Error):  # ValueError: no address
                 continue
         return False
 
@@ -403,11 +430,16 @@ class Relay:
             self._send_event("relay", {"data": data[start : start + _RELAY_CHUNK]})
 
     def event(self, data: dict[str, Any]) -> None:
-        """A "relay" event has come from the orchestrator."""
+        """A "relay" event has come from the orchestrator. Raises `ProtocolError`."""
+        piece = data.get("data")
+        if not isinstance(piece, bytes):
+            raise ProtocolError(detail=f"{shown(piece)} was to be relayed")
         if not self._link.opened.is_set():
             self.open()
-        if data["data"]:
-            self._link.feed(data["data"])
+        if not self._link.relayed:
+            raise ProtocolError(detail="something was relayed beside the link")
+        if piece:
+            self._link.feed(piece)
         else:
             self._link.ended(None)
 

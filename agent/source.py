@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +19,17 @@ from typing import Any
 from agent.clock import ROUNDS, ClockOffset
 from agent.conversation import Conversation
 from agent.custody import Custody
-from agent.errors import AgentError, BlackoutExceeded, Cancelled, PeerLost
+from agent.errors import (
+    AgentError,
+    AlreadyRun,
+    BlackoutExceeded,
+    Cancelled,
+    PeerLost,
+    ProtocolError,
+    shown,
+)
 from agent.fault import LINK, Faults
-from agent.link import Link, LinkClient, Relay
+from agent.link import Link, LinkClient, Relay, where
 from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import SOURCE
@@ -84,7 +93,12 @@ class SourceMigration:
         return {"public_key": self._client.public_key}
 
     async def run(self, link: dict[str, Any]) -> dict[str, Any]:
-        """Migrate; returns the report when all is over or in doubt (`resolve` ends that)."""
+        """Migrate; returns the report when all is over or in doubt (`resolve` ends that).
+
+        Raises `AlreadyRun`.
+        """
+        if self._running or self._machine.state != "ready":
+            raise AlreadyRun(role=SOURCE)
         self._running = True
         gc.collect()
         gc.disable()  # a collection in the blackout would cost more than all our garbage
@@ -107,7 +121,12 @@ class SourceMigration:
         return {"accepted": accepted}
 
     async def resolve(self, committed: bool) -> dict[str, Any]:
-        """End the doubt with what the destination is known to have done."""
+        """End the doubt with what the destination is known to have done.
+
+        Raises `NotInDoubt`, `ProtocolError`.
+        """
+        if not isinstance(committed, bool):
+            raise ProtocolError(detail=f"{shown(committed)} is neither true nor false")
         if self._machine.state != "in-doubt":
             raise NotInDoubt()
         await self._end(self._machine.back("committed" if committed else "failed"), None)
@@ -153,6 +172,8 @@ class SourceMigration:
         machine.on("shipped")
         await talk.expect("prepared")
         await self._faults.at("prepared")
+        if talk.heard("committed"):  # nothing was handed over, so nothing is given up
+            raise ProtocolError(detail="the destination has committed before the hand-over")
 
         machine.on("prepared")
         try:
@@ -181,7 +202,7 @@ class SourceMigration:
         host.lock()
 
     async def _connect(self, link: dict[str, Any]) -> None:
-        if not await self._client.connect(link["addresses"], link["port"], link["host_key"]):
+        if not await self._client.connect(*where(link)):
             self._relay.open()
         await self._link.opened.wait()
 
@@ -190,7 +211,10 @@ class SourceMigration:
             sent = time.monotonic()
             self._link.send({"kind": "ping"})
             answer = await talk.expect("pong")
-            self._clock.sample(sent, float(answer["at"]), time.monotonic())
+            at = answer.get("at")
+            if not isinstance(at, float) or not math.isfinite(at):
+                raise ProtocolError(detail=f"the destination's clock says {shown(at)}")
+            self._clock.sample(sent, at, time.monotonic())
 
     async def _forward_late_packets(self, talk: Conversation) -> None:
         """Until the peers are awake, send on what still reaches this host."""

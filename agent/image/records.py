@@ -130,7 +130,7 @@ def _digest(start: bytes | memoryview, body: bytes | memoryview) -> bytes:
 def _decode(body: memoryview, sequence: int) -> Record:
     try:
         record = msgpack.unpackb(body, raw=False, strict_map_key=False, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a list as a key
         raise ImageError(detail=f"record {sequence} is not msgpack: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise ImageError(detail=f"record {sequence} has no kind")
