@@ -21,6 +21,8 @@ from agent.fault import CORRUPT, CUT, HANG, damage, seconds_of
 from agent.image.records import Record, RecordDecoder, RecordEncoder
 
 USER = "streamferry"
+MAX_STRANGERS = 16  # connections at once of which none is admitted yet
+LOGIN_TIMEOUT = 10.0  # seconds for each of them
 CONNECT_TIMEOUT = 3.0  # seconds, for each address of the destination
 _WINDOW = 64 << 20
 _PACKET = 1 << 20
@@ -287,6 +289,15 @@ class _OneTimeServer(asyncssh.SSHServer):
 
     def __init__(self, owner: LinkServer) -> None:
         self._owner = owner
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._owner.accepted(conn)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._connection is not None:
+            self._owner.gone(self._connection)
 
     def begin_auth(self, username: str) -> bool:
         return True
@@ -298,7 +309,7 @@ class _OneTimeServer(asyncssh.SSHServer):
         return username == USER and key.public_data == self._owner.client_key.public_data
 
     def session_requested(self) -> Any:
-        return self._owner.admit()
+        return self._owner.admit(self._connection)
 
 
 class LinkServer:
@@ -310,6 +321,7 @@ class LinkServer:
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._link = link
         self._taken = False
+        self._strangers: dict[asyncssh.SSHServerConnection, None] = {}  # the oldest first
         self._listener: asyncssh.SSHAcceptor | None = None
 
     async def listen(self, host: str) -> dict[str, Any]:
@@ -324,7 +336,15 @@ class LinkServer:
             encoding=None,
             window=_WINDOW,
             max_pktsize=_PACKET,
-            login_timeout=10,
+            login_timeout=LOGIN_TIMEOUT,
+            password_auth=False,
+            kbdint_auth=False,
+            host_based_auth=False,
+            gss_host=None,
+            gss_auth=False,
+            gss_kex=False,
+            allow_pty=False,
+            backlog=MAX_STRANGERS,
             keepalive_interval=5,
             line_editor=False,
             agent_forwarding=False,
@@ -336,17 +356,32 @@ class LinkServer:
             "host_key": self._host_key.export_public_key().decode(),
         }
 
-    def admit(self) -> Any:
-        if self._taken:
+    def accepted(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Somebody has connected; of too many who do, the first makes room."""
+        self._strangers[connection] = None
+        if self._listener is None:  # it was on its way when the port was closed
+            connection.abort()
+        elif len(self._strangers) > MAX_STRANGERS:
+            next(iter(self._strangers)).abort()
+
+    def gone(self, connection: asyncssh.SSHServerConnection) -> None:
+        self._strangers.pop(connection, None)
+
+    def admit(self, connection: asyncssh.SSHServerConnection | None) -> Any:
+        if self._taken or connection is None:
             return False
         self._taken = True
+        self.gone(connection)
         self.stop_listening()
         return _Session(self._link)
 
     def stop_listening(self) -> None:
+        """Close the port, and every connection but the one that was admitted. Idempotent."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        for connection in list(self._strangers):
+            connection.abort()
 
 
 class LinkClient:
