@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.errors import EXIT_REFUSED, AgentError
 from agent.guardian import Guardian
-from agent.journal import DIRECTORY, Journal, JournalBusy, histories
+from agent.journal import DIRECTORY, Journal, JournalBusy, histories, open_directory
 from agent.kernel import proc
 from agent.plan import Plan
 from agent.protocol import SOURCE, TABLES, Found, Machine
@@ -78,8 +78,7 @@ class _Doorway:
         self._directory = directory
 
     def __enter__(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = open_directory(self._directory)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import msgpack
 
+from agent import private
 from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
 from agent.plan import ID_PATTERN
 from agent.protocol import TABLES, Log
@@ -45,7 +46,7 @@ Facts = dict[str, Any]
 class JournalError(AgentError):
     code = "journal"
     template = "the journal {path} cannot be used: {detail}"
-    hint_template = "The agent needs a disk with room for {path}."
+    hint_template = "The agent needs a disk with room for {path}, in a directory of its own."
     exit_status = EXIT_REFUSED
 
 
@@ -116,7 +117,7 @@ class Journal:
         """A new one, on disk. Raises `JournalError`, also where it exists."""
         path = directory / f"{migration_id}-{role}"
         with _as_journal_error(path):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private.make(directory)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(path, flags, 0o600)
         journal = cls(path, fd, History(migration_id, role), len(_MAGIC))
@@ -145,6 +146,8 @@ class Journal:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _as_journal_error(path):
+                private.check_file(fd)
             if os.fstat(fd).st_nlink == 0:  # it has ended meanwhile
                 os.close(fd)
                 return None
@@ -198,6 +201,14 @@ def checked_name(migration_id: object, role: object) -> None:
         raise ProtocolError(detail=f"{shown(migration_id, 80)} is no migration's id")
 
 
+def open_directory(directory: Path = DIRECTORY) -> int:
+    """A descriptor of the journals' directory, made where there is none. Raises `JournalError`."""
+    with _as_journal_error(directory):
+        private.make(directory)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(directory, flags)
+
+
 def histories(directory: Path = DIRECTORY) -> Iterator[History]:
     """All journals there are, oldest first, without waiting for anyone. Raises `JournalError`."""
     try:
@@ -217,6 +228,8 @@ def read(path: Path, migration_id: str, role: str) -> History:
     with _as_journal_error(path):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        with _as_journal_error(path):
+            private.check_file(fd)
         return History(migration_id, role, _read(fd)[0])
     finally:
         os.close(fd)

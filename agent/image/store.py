@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+from agent import private
 from agent.errors import AgentError, shown
 from agent.image.records import ImageError, ImageTooLarge
 
@@ -38,7 +39,7 @@ class ImageStore:
         self._written = 0
         self._files: dict[str, int] = {}
         try:
-            Path(parent).mkdir(mode=0o700, exist_ok=True)
+            private.make(Path(parent), hidden=False, above=False)  # the one inside it is hidden
             self.path.mkdir(mode=0o700)
         except OSError as error:
             raise ImagesDirectory(path=str(self.path), detail=error.strerror or "") from error
