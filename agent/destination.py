@@ -44,6 +44,14 @@ _TAKE_OVER = 5.0  # seconds from the hand-over to the commit
 _GOODBYE = 5.0  # seconds after the peers are awake for the source's last packets
 
 
+# What the source may say until it has said this; the lock comes before all that needs it.
+_IN_TURN = {
+    "lock": {"ping", "undo", "lock"},
+    "end": {"connections", "time_waits", "streams", "queue", "file", "undo", "end"},
+    "handover": {"undo", "handover"},
+}
+
+
 class DestinationMigration:
     """One migration, seen from the destination."""
 
@@ -178,8 +186,11 @@ class DestinationMigration:
         """Take records in up to the one of kind `last`."""
         while True:
             record = await self._link.receive()
+            kind = record["kind"]
+            if kind not in _IN_TURN[last]:
+                raise ProtocolError(detail=f"the source sent {shown(kind)} before {last!r}")
             await self._take(record)
-            if record["kind"] == last:
+            if kind == last:
                 return
 
     async def _take(self, record: Record) -> None:
@@ -194,6 +205,7 @@ class DestinationMigration:
                     host.restore_streams(streams)
         elif kind == "ping":
             self._link.send({"kind": "pong", "at": time.monotonic()})
+            await self._link.drain()
         elif kind == "lock":
             self._phases.current = "lock"
             self._machine.on("lock")
@@ -209,8 +221,6 @@ class DestinationMigration:
             raise from_wire(record.get("error"))
         elif kind == "handover":
             self._handover = record
-        elif kind != "end":
-            raise ProtocolError(detail=f"the source sent {shown(kind)}")
 
     async def _store(self, record: Record) -> None:
         self._phases.current = "ship"

@@ -83,7 +83,7 @@ class DestinationHost(Host):
         if not isinstance(families, list) or len(families) > MAX_SOCKETS:
             raise ProtocolError(detail="a lock without the sockets' families")
         for family in families:
-            if family not in _FAMILIES:
+            if not isinstance(family, int) or family not in _FAMILIES:
                 raise ProtocolError(detail=f"a socket of family {shown(family, 20)}")
             self._spare[family].append(new_socket(family))
         self._start_worker()
@@ -111,6 +111,8 @@ class DestinationHost(Host):
 
     def add_time_waits(self, record: Record) -> None:
         """Lock them, and ready their sockets before a listener takes their port."""
+        if self._locked_time_waits:
+            raise ProtocolError(detail="connections in TIME_WAIT for a second time")
         wanted = [
             one for one in time_wait.from_rows(record.get("rows")) if one.local in self._addresses
         ]

@@ -102,8 +102,12 @@ def from_rows(record: Record) -> list[Connection]:
     found = []
     for row in rows:
         match row:
-            case [4 | 6 as family, str(local), int(port), str(remote), int(remote_port)]:
+            case [int(family), str(local), int(port), str(remote), int(remote_port)]:
                 found.append(Connection(family, local, port, remote, remote_port))
             case _:
                 raise ProtocolError(detail="a malformed connection in a record")
+    try:
+        render.check(found)
+    except ValueError as error:
+        raise ProtocolError(detail=f"in a record of connections, {error!s:.200}") from error
     return found

@@ -102,6 +102,11 @@ def lock(
     return "\n".join(lines) + "\n"
 
 
+def check(connections: Iterable[Connection]) -> None:
+    """Raises `ValueError` for anything that is not an address of its family or a port."""
+    _connection_elements(connections)
+
+
 def add_connections(migration_id: str, connections: Collection[Connection]) -> str:
     """The script that adds connections to a lock; those it has already are no error."""
     table = table_name(migration_id)
@@ -224,7 +229,7 @@ def _address(family: int, value: str) -> str:
     # These may come from the other host: what is not an address must not get into a script.
     try:
         return socket.inet_ntop(_AF[family], socket.inet_pton(_AF[family], value))
-    except (OSError, KeyError):
+    except (OSError, ValueError, KeyError):  # ValueError: a zero byte
         raise ValueError(f"{value!r} is not an address of family {family}") from None
 
 

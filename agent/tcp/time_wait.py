@@ -110,7 +110,9 @@ def from_rows(rows: object) -> list[TimeWait]:
     found = []
     for row in rows:
         match row:
-            case [4 | 6, str(), int(), str(), int(), int(), int(), int(), int()]:
+            case [int(), str(), int(), str(), int(), int(), int(), int(), int()] if (
+                row[0] in (4, 6) and row[2] and row[4]
+            ):
                 one = TimeWait(*row)
             case _:
                 raise ProtocolError(detail=f"a connection in TIME_WAIT is {shown(row)}")
