@@ -11,12 +11,13 @@ import resource
 import shutil
 import signal
 import socket
-import stat
 import struct
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
+from agent import private
 from agent.kernel import proc, sockdiag, uapi
 from agent.probe import criu
 from agent.probe.capabilities import has, missing
@@ -171,14 +172,12 @@ def _try_choose_pid() -> None:
 def _images(images_dir: str) -> ImagesFacts:
     path = os.path.normpath(images_dir)
     problem = None
-    if os.path.lexists(path):
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
-            problem = "it is not a directory"
-        elif found.st_uid != os.geteuid():
-            problem = f"it belongs to user {found.st_uid}"
-        elif found.st_mode & 0o022:
-            problem = f"others may write to it (mode {stat.S_IMODE(found.st_mode):o})"
+    try:
+        private.check(Path(path), hidden=False)
+    except FileNotFoundError:
+        pass  # it will be made
+    except OSError as error:
+        problem = error.strerror
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     if problem is None:

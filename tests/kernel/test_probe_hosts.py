@@ -91,18 +91,18 @@ def test_an_images_directory_of_others(tmp_path: Path, mode: int) -> None:
     images = tmp_path / "images"
     images.mkdir()
     images.chmod(mode)
-    assert "others may write" in str(host(images)["images"]["problem"])
+    assert "others may use" in str(host(images)["images"]["problem"])
     images.chmod(0o700)
     assert host(images)["images"]["problem"] is None
     os.chown(images, 1, 1)
-    assert host(images)["images"]["problem"] == "it belongs to user 1"
+    assert "belongs to user 1:" in str(host(images)["images"]["problem"])
 
 
 def test_an_images_directory_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert host(tmp_path / "file")["images"]["problem"] == "it is not a directory"
+    assert "is not a directory" in str(host(tmp_path / "file")["images"]["problem"])
     (tmp_path / "link").symlink_to("/tmp")
-    assert host(tmp_path / "link")["images"]["problem"] == "it is not a directory"
+    assert "is not a directory" in str(host(tmp_path / "link")["images"]["problem"])
 
 
 def test_images_in_memory() -> None:
