@@ -78,7 +78,7 @@ def shown(value: object, size: int = 60) -> str:
 
 
 def from_wire(wire: object) -> AgentError:
-    """Rebuild an error from `to_wire()`; anything malformed becomes a plain `AgentError`."""
+    """Rebuild an error from `to_wire()`; anything malformed becomes a `ProtocolError`."""
     try:
         if not isinstance(wire, dict):
             raise TypeError("not a map")
@@ -88,7 +88,7 @@ def from_wire(wire: object) -> AgentError:
         cls = AgentError if code == AgentError.code else AgentError._registry[code]
         return cls(**fields)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        return AgentError(detail=f"an error that cannot be read: {shown(wire, 200)}")
+        return ProtocolError(detail=f"an error that cannot be read: {shown(wire, 200)}")
 
 
 def _fields(wire: Any) -> dict[str, Field]:

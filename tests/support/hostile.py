@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncssh
 import msgpack
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from agent.plan import MAX_PID, Plan
@@ -28,9 +28,13 @@ PATHS = (
 KEY = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
 PLAN = Plan(ID, MAX_PID, (MAX_PID,), (), (), 1 << 20, False)  # no process has this PID
 
-# Repeatable: the examples are the same in each run.
+# Repeatable: the examples are the same in each run. Not shrunk: that would take its time.
 repeatable = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
 )
 
 

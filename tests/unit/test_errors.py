@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import errors
-from agent.errors import AgentError, Cancelled, Foreign, PeerLost
+from agent.errors import AgentError, Cancelled, Foreign, PeerLost, ProtocolError
 from agent.wire.frames import FrameDecoder, encode
 from orchestrator.errors import from_wire, load_error_classes
 
@@ -125,7 +125,7 @@ def test_a_class_of_the_agent_is_loaded_when_it_is_met(monkeypatch: pytest.Monke
 )
 def test_a_malformed_error_is_still_an_error(wire: object) -> None:
     error = from_wire(wire)
-    assert type(error) is AgentError
+    assert type(error) is ProtocolError
     assert "cannot be read" in error.message
 
 
