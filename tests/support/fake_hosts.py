@@ -104,6 +104,7 @@ def fake_hosts(directory: Path) -> Iterator[Locks]:
         patch.setattr("agent.custody.Guardian", Nothing)
         for role in ("source", "destination"):
             patch.setattr(f"agent.{role}.Custody", in_directory)
+            patch.setattr(f"agent.{role}.gc", Nothing())  # it takes long among many tests
         at = "agent.destination_host"
         patch.setattr(f"{at}.CriuWorker", Worker)
         patch.setattr(f"{at}.Tree", Copy)
