@@ -124,8 +124,8 @@ class Plan:
 
 
 def checked_pid(value: object) -> int:
-    """A PID that came from elsewhere. Raises `ProtocolError`."""
-    return _pid(value, "pid")
+    """A number that came from elsewhere and may be a PID. Raises `ProtocolError`."""
+    return _integer(value, -MAX_PID, MAX_PID, "pid")
 
 
 def checked_images_dir(value: object) -> str:
