@@ -213,7 +213,7 @@ async def test_a_map_with_a_list_as_a_key() -> None:
 
 async def test_one_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has logged in, and holds the link."""
-    monkeypatch.setattr(module, "_LINK_TIMEOUT", 0.1)
+    monkeypatch.setattr(module, "_LOCK_TIMEOUT", 0.1)
     with tempfile.TemporaryDirectory() as place, fake_hosts(Path(place, "journal")):
         server: Any = FakeServer()
         migration = DestinationMigration(server)
