@@ -277,17 +277,17 @@ class DestinationMigration:
             host.finish_time_waits()
         await asyncio.wait({listening}, timeout=_GOODBYE)
         listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
+        (said,) = await asyncio.gather(listening, return_exceptions=True)
         self._machine.back("ended")
+        self._custody.asked_no_more = said is True
 
-    async def _late_packets(self) -> None:
-        """Replay what still reached the source, until it says goodbye or is gone."""
+    async def _late_packets(self) -> bool:
+        """Replay what still reached the source, until it is gone; whether it has said goodbye."""
         with contextlib.suppress(AgentError):
-            while True:
-                record = await self._link.receive()
-                if record["kind"] != "packets":
-                    return
+            while (record := await self._link.receive())["kind"] == "packets":
                 self._host.replay(_packets(record))
+            return bool(record["kind"] == "bye")
+        return False
 
     # --- the way back
 

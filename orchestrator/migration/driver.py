@@ -68,7 +68,7 @@ class Driver:
         self._faults.cut, self._faults.spoil = self._cut, self._spoil
         if records is not None:
             self._faults.fill = records.fill
-        self._lost_one = False
+        self._unended = False  # something is left to do at a host
         self.refusals: list[Refusal] = []
         self.plan: Plan | None = None
         self.process: Facts = {}  # what the source's agent found
@@ -243,20 +243,24 @@ class Driver:
         self._result["outcome"] = ending.outcome
         if ending.doubt is not None:
             self._doubt(ending.doubt)
-        self._lost_one = ending.source is None or ending.destination is None
-        if ending.outcome == results.MIGRATED and ending.source and ending.destination:
+        sent, taken = ending.source, ending.destination
+        migrated = ending.outcome == results.MIGRATED
+        # What an agent could not finish after the commit is left to its guardian.
+        troubled = migrated and taken is not None and taken["error"] is not None
+        self._unended = sent is None or taken is None or troubled
+        if migrated and not self._unended:
             with contextlib.suppress(AgentError):  # nobody will ask any more
                 await destination.forget(self._result["id"])
-        results.merge(self._result, ending.source, ending.destination)
+        results.merge(self._result, sent, taken)
 
     async def _recover_if_needed(self) -> None:
         """Where an agent was lost, its guardian or a new agent ends what it had begun."""
-        if self._result["outcome"] != results.IN_DOUBT and not self._lost_one:
+        if self._result["outcome"] != results.IN_DOUBT and not self._unended:
             return
         from orchestrator.recovering import Recoverer
 
         request = self._request
-        self._reporter.note("an agent was lost: ending what it had begun")
+        self._reporter.note("an agent did not come to its end: ending what it had begun")
         recoverer = Recoverer(request.ssh_config)
         named = Named(self._result["id"], request.source, request.destination, request.pid)
         try:
