@@ -267,3 +267,20 @@ def again(table: Table, state: str) -> tuple[str, ...]:
         if move.to == state:
             found.update(dict.fromkeys(move.do))
     return tuple(found)
+
+
+def taken_over(machine: Machine, word: str | None) -> tuple[str, ...] | None:
+    """Move on for an agent that was found dead, with the other host's `word` where there is one.
+
+    Returns what is to be done before `ending`; None where nothing is, or nothing can be yet.
+    """
+    rule = machine.table.states[machine.state].found
+    if rule is Found.FAIL:
+        return machine.back("fail")
+    if rule is Found.AGAIN:
+        return again(machine.table, machine.state)
+    if rule is Found.ASK and word is not None:
+        event = machine.table.heard(machine.state, word)
+        if event is not None:
+            return machine.back(event)
+    return None

@@ -10,14 +10,15 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.journal import DIRECTORY, Journal, JournalBusy, read
+from agent.journal import DIRECTORY, History, Journal, JournalBusy, read
 from agent.kernel import proc
-from agent.protocol import DESTINATION, TABLES, Found, Machine, again, ending
+from agent.protocol import DESTINATION, TABLES, Found, Log, Machine, ending, taken_over
 from agent.successor import Successor
 
 _POLL = 0.05  # seconds between tries for the journal
@@ -64,6 +65,40 @@ def settle(
 
 
 def _settle(journal: Journal, word: str | None) -> Settled:
+    walk = settling(journal, Successor, word)
+    while True:
+        try:
+            next(walk)
+        except StopIteration as done:
+            settled: Settled = done.value
+            return settled
+
+
+class Acts(Protocol):
+    """What does a dead agent's actions: `Successor`, or the simulator's."""
+
+    @property
+    def living(self) -> list[int]: ...
+    def do(self, action: str) -> None: ...
+    def wipe(self) -> None: ...
+
+
+class Kept(Protocol):
+    """A journal, whose lock is held: `Journal`, or the simulator's."""
+
+    @property
+    def history(self) -> History: ...
+    def record(self, state: str, log: Log, facts: dict[str, Any]) -> None: ...
+    def remove(self) -> None: ...
+
+
+def settling(
+    journal: Kept, successor_of: Callable[[History], Acts], word: str | None
+) -> Generator[str, None, Settled]:
+    """`settle`, a step at a time: yields after each that was taken, its name. No I/O of its own.
+
+    A step that fails does not keep the others from being taken. Raises `RecoveryIncomplete`.
+    """
     history = journal.history
     table = TABLES[history.role]
     found = history.state
@@ -71,39 +106,29 @@ def _settle(journal: Journal, word: str | None) -> Settled:
     if not history.entries:  # its agent died before it had written down what it was to do
         journal.remove()
         return Settled(history.role, found, found, table.unheard, [])
-    successor = Successor(history)
-    rule = table.states[found].found
-    actions: tuple[str, ...] | None = None
-    if rule is Found.FAIL:
-        actions = machine.back("fail")
-    elif rule is Found.AGAIN:
-        actions = again(table, found)
-    elif rule is Found.ASK and word is not None:
-        if (event := table.heard(found, word)) is not None:
-            actions = machine.back(event)
+    successor = successor_of(history)
+    actions = taken_over(machine, word)
     if actions is not None:
-        _do(successor, actions, history.id, history.role)
+        yield machine.state
+        problems = []
+        for action in actions:
+            try:
+                successor.do(action)
+            except Exception as error:
+                problems.append(f"{action}: {error}")
+            yield action
+        if problems:
+            detail = "; ".join(problems)
+            raise RecoveryIncomplete(id=history.id, role=history.role, detail=detail)
         machine.back(ending(table, machine.state))
+        yield machine.state
     state = table.states[machine.state]
-    over = state.found is Found.OVER
     living = successor.living
-    if over:
+    if state.found is Found.OVER:
         successor.wipe()
         if not (history.role == DESTINATION and machine.state == "migrated"):
             journal.remove()
     return Settled(history.role, found, machine.state, state.word, living)
-
-
-def _do(successor: Successor, actions: tuple[str, ...], migration_id: str, role: str) -> None:
-    """A step that fails does not keep the others from being taken."""
-    problems = []
-    for action in actions:
-        try:
-            successor.do(action)
-        except Exception as error:
-            problems.append(f"{action}: {error}")
-    if problems:
-        raise RecoveryIncomplete(id=migration_id, role=role, detail="; ".join(problems))
 
 
 def settle_when_free(
