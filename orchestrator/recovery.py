@@ -7,6 +7,7 @@ it says so. A source that has not handed over goes on by itself; one that has ne
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,9 @@ def _side(side: Side) -> dict[str, Any]:
     return {**{name: side[name] for name in ("found", "state", "living")}, "error": None}
 
 
+Ask = Callable[[str, str | None], Awaitable[Side]]  # a role, the other host's word
+
+
 async def recover(
     migration: str,
     source: AgentClient | AgentError,
@@ -84,13 +88,26 @@ async def recover(
     patience: float = PATIENCE,
 ) -> Recovered:
     """End it as far as the hosts can be reached (an `AgentError` says why one cannot)."""
-    taken = await _settle(destination, migration, DESTINATION, None, patience)
-    word = None if isinstance(taken, AgentError) else taken["word"]
-    sent = await _settle(source, migration, SOURCE, word, patience)
-    ended = Recovered(_outcome(sent, taken), sent, taken)
-    if ended.outcome == MIGRATED and not ended.unfinished:
+    agents = {SOURCE: source, DESTINATION: destination}
+
+    async def ask(role: str, word: str | None) -> Side:
+        return await _settle(agents[role], migration, role, word, patience)
+
+    async def forget() -> None:
         assert isinstance(destination, AgentClient)
         await destination.forget(migration)
+
+    return await carry(ask, forget)
+
+
+async def carry(ask: Ask, forget: Callable[[], Awaitable[None]]) -> Recovered:
+    """Who is asked what, and told what, in which order. No I/O of its own."""
+    taken = await ask(DESTINATION, None)
+    word = None if isinstance(taken, AgentError) else taken["word"]
+    sent = await ask(SOURCE, word)
+    ended = Recovered(_outcome(sent, taken), sent, taken)
+    if ended.outcome == MIGRATED and not ended.unfinished:
+        await forget()
     return ended
 
 
