@@ -1,0 +1,349 @@
+"""Simulated agents: they go by the tables of `agent.protocol`, one action a step.
+
+Of their own they have only what a table leaves open: which event comes when a state's work is done,
+how long they wait for a word, and what they say where no action says it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Machine
+from tests.simulation.guardians import Guardian
+from tests.simulation.hosts import STREAMS, ActionFailed, Host, Journal, perform
+from tests.simulation.world import AGENTS, KEEPALIVE, Life, Process, World
+
+BLACKOUT = 10.0  # seconds, of the plan
+PLAN = {"plan": {"max_blackout": BLACKOUT}}
+STEP = 0.05  # seconds that an action takes, about
+_PATIENCE = {
+    SOURCE: {"ready": 20.0, "linked": 30.0, "handed-over": 10.0},
+    DESTINATION: {"ready": 30.0, "linked": 30.0, "taking-over": 5.0},
+}
+_BLACKOUT = {  # one deadline from the lock to the hand-over
+    SOURCE: ("locked", BLACKOUT, ("frozen", "shipped")),
+    DESTINATION: ("locked", BLACKOUT + 2.0, ("restoring", "restored")),
+}
+_WORK_DONE = {
+    SOURCE: {
+        "locked": "freeze",
+        "frozen": "shipped",
+        "rolling-back": "undone",
+        "committed": "ended",
+    },
+    DESTINATION: {
+        "restoring": "restored",
+        "taking-over": "commit",
+        "committed": "ended",
+        "undoing": "undone",
+    },
+}
+_AWAITING = {
+    SOURCE: ("linked", "shipped", "handed-over"),
+    DESTINATION: ("linked", "locked", "restored"),
+}
+_BACK = {"fail", "lost", "committed", "failed", "undone", "ended"}  # `Machine.back`
+_UNDOING = {"rolling-back", "undoing"}  # a step that fails keeps no other from being taken
+_PARTS = {  # actions with something between their beginning and their end
+    "restore": (*("restore_stream",) * STREAMS, "restore"),
+    "ship": ("ship", "say_end"),
+}
+_NEED_NOT_ARRIVE = {"say_undo", "say_failed", "say_committed"}
+
+
+class Link:
+    """What the two agents say to each other, until it breaks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.opened = self.cut = False
+        self.spoilt: list[str] = []  # what becomes of the next words: "lose", "double", "late"
+
+    def open(self) -> None:
+        world = self.world
+        if all(role in world.agents and world.agents[role].running for role in world.hosts):
+            if world.passes(AGENTS) and world.source.up and world.destination.up:
+                self.opened = True
+                self._wake()
+
+    def send(self, to: str, word: str) -> None:
+        """Raises `ActionFailed` where it is known to be broken."""
+        world = self.world
+        if self.cut:
+            raise ActionFailed(f"say {word}")
+        times, delay = 1, 0.001 + 0.05 * world.random()
+        if self.spoilt:
+            fault = self.spoilt.pop()
+            world.cover["fault", fault, word] += 1
+            world.note(f"link: {word} is spoilt: {fault}")
+            times = {"lose": 0, "double": 2, "late": 1}[fault]
+            delay += {"lose": 0.0, "double": 0.0, "late": 4.0 * world.random()}[fault]
+        for _ in range(times):
+            world.later(delay, lambda: self._deliver(to, word))
+            delay += 0.2 * world.random()
+
+    def _deliver(self, to: str, word: str) -> None:
+        world = self.world
+        agent = world.agents[to]
+        if self.cut or not agent.alive:
+            return
+        if not world.passes(AGENTS):  # it waits in a buffer, for as long as the connection lasts
+            world.later(world.cut_off[AGENTS] - world.now + 0.01, lambda: self._deliver(to, word))
+            return
+        agent.tell(word)
+
+    def breaks(self, after: float) -> None:
+        """One end is gone, and the other notices."""
+        if self.opened and not self.cut:
+            if not self.world.passes(AGENTS):
+                after = KEEPALIVE
+            self.world.later(after, self.broken)
+
+    def silent(self) -> None:
+        """Nothing has passed for a time."""
+        if self.opened and not self.world.passes(AGENTS):
+            self.broken()
+
+    def broken(self) -> None:
+        """Both ends know it."""
+        if self.opened and not self.cut:
+            self.world.note("link: broken")
+            self.cut = True
+            self._wake()
+
+    def _wake(self) -> None:
+        for agent in self.world.agents.values():
+            agent.wake()
+
+
+class Covered(Machine):
+    """The machine, counting."""
+
+    def __init__(self, agent: Agent, record: Any) -> None:
+        super().__init__(TABLES[agent.role], record)
+        self._agent = agent
+
+    def _move(self, event: str) -> Any:
+        move = super()._move(event)
+        world = self._agent.world
+        world.cover["move", self.table.role, self.state, event] += 1
+        if world.trace is not None:
+            world.note(f"{self.table.role} agent: {self.state} --{event}--> {move.to}")
+        return move
+
+
+class Agent(Process):
+    """One host's, for one migration."""
+
+    __slots__ = ("role", "machine", "journal", "running", "stopped", "cancelled", "resolved",
+                 "guardian", "orchestrator", "deadline", "gave", "took")  # fmt: skip
+
+    def __init__(self, world: World, host: Host, orchestrator: Any) -> None:
+        self.role = host.role
+        self.orchestrator = orchestrator  # None once it is gone
+        self.running = self.cancelled = False
+        self.resolved: str | None = None  # the destination's word, through the orchestrator
+        self.guardian: Guardian | None = None
+        self.deadline = 0.0
+        self.gave = self.took = False  # the addresses
+        world.agents[self.role] = self
+        super().__init__(world, f"{self.role} agent", host)
+
+    def life(self) -> Life:
+        host, world = self.host, self.world
+        assert host is not None
+        try:
+            self.journal = Journal(host, self)
+        except OSError:
+            self._report("error")
+            return
+        yield STEP
+        self.machine = Covered(self, self.journal.record)
+        try:
+            self.machine.on("prepare", **PLAN)
+        except OSError:
+            self.journal.remove()
+            self._report("error")
+            return
+        yield STEP
+        self.guardian = Guardian(world, host, self)
+        yield STEP
+        self._report("prepared")
+        while not self.running and self.orchestrator is not None:
+            yield -60.0
+        if self.running:
+            world.link.open()
+            yield from self._run()
+        if self.machine.state == "in-doubt":
+            self._report("in-doubt")
+            yield from self._resolve()
+        self._end()
+
+    # --- by the table
+
+    def _run(self) -> Life:
+        """To an end, to doubt, or to where only whoever comes next can go on."""
+        machine = self.machine
+        self._entered()
+        event: str | None = yield from self._linked()
+        while event is not None:
+            actions = self._move(event)
+            if actions is None:
+                event = "fail"
+                continue
+            self._entered()
+            yield STEP
+            event = yield from self._work(actions)
+            if event is None and machine.state in _AWAITING[self.role]:
+                event = yield from self._word()
+
+    def _linked(self) -> Any:
+        link = self.world.link
+        while not link.opened:
+            if (event := self._interruption()) is not None:
+                return event
+            yield -1.0
+        return "connect"
+
+    def _move(self, event: str) -> tuple[str, ...] | None:
+        """What is to be done; None where the journal could not be written."""
+        if event in _BACK:
+            return self.machine.back(event)
+        try:
+            return self.machine.on(event)
+        except OSError:
+            return None
+
+    def _entered(self) -> None:
+        state, now = self.machine.state, self.world.now
+        first, seconds, rest = _BLACKOUT[self.role]
+        if state == first:
+            self.deadline = now + seconds
+        elif state not in rest:
+            self.deadline = now + _PATIENCE[self.role].get(state, 60.0)
+
+    def _work(self, actions: tuple[str, ...]) -> Any:
+        """Do all of it; returns the event that this leads to, None where there is none."""
+        machine = self.machine
+        state = machine.state
+        failed = False
+        if state == "linked" and self.role == SOURCE:
+            actions = ("say_lock",)
+        for action in actions:
+            for part in _PARTS.get(action, (action,)):
+                failed = not self._do(part) or failed
+                yield STEP
+                if failed and state not in _UNDOING:
+                    if (state, "fail") in machine.table.moves:
+                        return "fail"
+                    return machine.table.silence.get(state)
+                if (event := self._interruption()) is not None:
+                    return event
+        if failed:
+            return None
+        if state == "committed" and self.role == DESTINATION:
+            with contextlib.suppress(OSError):
+                self.journal.record("", Log.NOTE, {"resumed": True})
+            yield 1.0  # the peers wake up
+        return _WORK_DONE[self.role].get(state)
+
+    def _do(self, action: str) -> bool:
+        """Whether it was done."""
+        try:
+            if action.startswith("say_"):
+                other = DESTINATION if self.role == SOURCE else SOURCE
+                self.world.link.send(other, action[4:])
+                return True
+            assert self.host is not None
+            if action == "give_addresses":
+                self.gave = True
+            elif action == "take_addresses":
+                self.took = True
+            elif action == "take_back_addresses" and not self.gave:
+                return True
+            elif action == "drop_addresses" and not self.took:
+                return True
+            perform(self.host, action)
+        except ActionFailed:
+            return action in _NEED_NOT_ARRIVE
+        return True
+
+    # --- what comes from outside
+
+    def _interruption(self) -> str | None:
+        """The event `fail`, where the state allows it and something calls for it."""
+        table, state, link = self.machine.table, self.machine.state, self.world.link
+        if (state, "fail") not in table.moves:
+            return None
+        if self.cancelled or self.world.now >= self.deadline:
+            return "fail"
+        if self.orchestrator is None and not link.opened:
+            return "fail"
+        for word in self.inbox:
+            if table.hears.get((state, word)) == "fail":
+                return "fail"
+        if link.cut and "handover" not in self.inbox:
+            return table.silence.get(state)
+        return None
+
+    def _word(self) -> Any:
+        """The event that the other host's next word means here, or its silence."""
+        table, state, inbox = self.machine.table, self.machine.state, self.inbox
+        while True:
+            for at, word in enumerate(inbox):
+                if (event := table.heard(state, word)) is not None:
+                    del inbox[at]
+                    self.world.cover["word", self.role, state, word] += 1
+                    return event
+            if (event := self._interruption()) is not None:
+                return event
+            if self.world.link.cut or self.world.now >= self.deadline:
+                self.world.cover["silence", self.role, state] += 1
+                return table.silence[state]
+            yield min(-0.001, self.world.now - self.deadline)
+
+    def _resolve(self) -> Life:
+        """In doubt: until the orchestrator brings the word, or is gone."""
+        while self.resolved is None:
+            if self.orchestrator is None:
+                return
+            yield -60.0
+        event = self.machine.table.heard("in-doubt", self.resolved)
+        assert event is not None
+        yield from self._work(self.machine.back(event))
+        if (event := _WORK_DONE[self.role].get(self.machine.state)) is not None:
+            self._move(event)
+
+    # --- the end
+
+    def _end(self) -> None:
+        """As `agent.custody.Custody.end`."""
+        machine, table = self.machine, self.machine.table
+        if machine.state == "ready":
+            machine.back("fail")
+            machine.back("undone")
+        if table.states[machine.state].found is Found.OVER:
+            if self.role == SOURCE or machine.state != "migrated":
+                self.journal.remove()
+            if self.guardian is not None:
+                self.guardian.dismissed = True
+        self.journal.close()
+        self._report(machine.state)
+
+    def _report(self, what: str) -> None:
+        if self.orchestrator is not None:
+            self.orchestrator.hear(self.role, what)
+
+    def buried(self, silently: bool) -> None:
+        world = self.world
+        if not silently and self.guardian is not None:
+            self.guardian.wake()
+        world.link.breaks(KEEPALIVE if silently else 0.05)
+        if self.orchestrator is not None:
+            self.orchestrator.hear(self.role, "gone", KEEPALIVE if silently else 0.05)
+
+    def abandoned(self) -> None:
+        """The orchestrator is gone, or somebody asks this agent to go."""
+        self.orchestrator = None
+        self.wake()

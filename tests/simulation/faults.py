@@ -1,0 +1,194 @@
+"""What may go wrong in a schedule, chosen from its seed, and how each strikes the world."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.protocol import DESTINATION, SOURCE
+from tests.simulation.orchestrators import Migration, Recovery
+from tests.simulation.world import AGENTS, KEEPALIVE, Process, World
+
+FOREVER = math.inf
+STEPS = 90  # faults strike within so many steps; an undisturbed migration takes about 75
+_HOSTS = (SOURCE, DESTINATION)
+_PAUSES = (2.0, 12.0, 40.0, 130.0, FOREVER)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One of them; strikes after `at` steps of the world."""
+
+    at: int
+    kind: str
+    where: str
+    amount: float = 0.0  # of what, depends on the kind
+
+    def __str__(self) -> str:
+        amount = f" {self.amount:g}" if self.amount else ""
+        return f"step {self.at}: {self.kind} {self.where}{amount}"
+
+
+def choose(seed: int) -> list[Fault]:
+    """The faults of one schedule, in their order."""
+    chance = random.Random(seed * 2 + 1)
+    count = chance.choices((0, 1, 2, 3, 4, 5, 7), (2, 16, 30, 24, 14, 9, 5))[0]
+    # Half of all schedules are cut short by many things at once.
+    dense = chance.random() < 0.5
+    middle = chance.randrange(STEPS)
+    found = []
+    for _ in range(count):
+        at = middle + chance.randrange(-4, 9) if dense else chance.randrange(STEPS)
+        kind = chance.choices(_KINDS, _WEIGHTS)[0]
+        places, amounts = _MENU[kind][1:3]
+        found.append(Fault(max(at, 0), kind, chance.choice(places), chance.choice(amounts)))
+    return sorted(found, key=lambda fault: fault.at)
+
+
+def strike(world: World, fault: Fault) -> None:
+    """Let it happen; nothing happens where there is nothing that it could hit."""
+    if _MENU[fault.kind][3](world, fault):
+        world.cover["fault", fault.kind, fault.where] += 1
+        world.note(f"*** {fault}")
+        if world.changed:
+            world.changed = False
+            world.check_invariants()
+
+
+def _found(world: World, where: str) -> Process | None:
+    """The process of that name, the last where there are several."""
+    if where == "orchestrator":
+        return next((one for one in world.outside if isinstance(one, Migration)), None)
+    if where == "recover":
+        return next((one for one in reversed(world.outside) if not isinstance(one, Migration)), None)
+    role, _, kind = where.partition(" ")
+    for one in reversed(world.hosts[role].processes):
+        if one.name == where or (kind == "recovery" and one.name.endswith("forgets")):
+            return one
+    return None
+
+
+def _kill(world: World, fault: Fault) -> bool:
+    process = _found(world, fault.where)
+    if process is not None:
+        process.die()
+    return process is not None
+
+
+def _hang(world: World, fault: Fault) -> bool:
+    process = _found(world, fault.where)
+    if process is None or process.paused:
+        return False
+    process.paused = True
+    if fault.amount < FOREVER:
+        world.later(fault.amount, process.go_on)
+    return True
+
+
+def _full(world: World, fault: Fault) -> bool:
+    host = world.hosts[fault.where]
+
+    def room() -> None:
+        host.full = False
+
+    host.full = True
+    world.later(fault.amount, room)
+    return True
+
+
+def _sync(world: World, fault: Fault) -> bool:
+    world.hosts[fault.where].sync_fails = True
+    return True
+
+
+def _fail(world: World, fault: Fault) -> bool:
+    world.hosts[fault.where].failing = int(fault.amount)
+    return True
+
+
+def _reboot(world: World, fault: Fault) -> bool:
+    for role in _HOSTS if fault.where == "both" else (fault.where,):
+        host = world.hosts[role]
+        if not host.up:
+            return False
+        world.crashed(host)
+        host.up = False
+        for process in list(host.processes):
+            process.die(silently=True)
+        host.restart(fault.amount)
+
+        def back(host=host) -> None:  # type: ignore[no-untyped-def]
+            host.up = True
+
+        world.later(5.0 + 60.0 * world.random(), back)
+    world.changed = True
+    return True
+
+
+def _cut(world: World, fault: Fault) -> bool:
+    for connection in (AGENTS, *_HOSTS) if fault.where == "all" else (fault.where,):
+        world.cut_off[connection] = max(
+            world.cut_off.get(connection, 0.0), world.now + fault.amount
+        )
+        if connection == AGENTS:
+            world.later(KEEPALIVE, world.link.silent)
+        else:
+
+            def silent(role: str = connection) -> None:
+                if not world.passes(role):
+                    for one in world.outside:
+                        if isinstance(one, Migration):
+                            one.cut(role)
+
+            world.later(KEEPALIVE, silent)
+    return True
+
+
+def _break(world: World, fault: Fault) -> bool:
+    world.link.broken()
+    return True
+
+
+def _spoil(world: World, fault: Fault) -> bool:
+    world.link.spoilt.append(fault.where)
+    return True
+
+
+def _recover(world: World, fault: Fault) -> bool:
+    Recovery(world, "recover", "" if fault.where == "id" else fault.where)
+    return True
+
+
+def _cancel(world: World, fault: Fault) -> bool:
+    agent = world.agents.get(SOURCE)
+    if agent is None or not agent.alive or not agent.running or agent.machine.committed:
+        return False
+    agent.cancelled = True
+    agent.wake()
+    return True
+
+
+_Places = tuple[str, ...]
+_EVERYONE = tuple(f"{role} {kind}" for role in _HOSTS for kind in ("agent", "guardian", "recovery"))
+_OUTSIDE = ("orchestrator", "recover")
+_AGENTS = tuple(f"{role} agent" for role in _HOSTS)
+
+# Kind: how often, where, how much, what it does.
+_MENU: dict[str, tuple[int, _Places, tuple[float, ...], Callable[[World, Fault], bool]]] = {
+    "kill": (20, (*_AGENTS * 3, *_EVERYONE, *_OUTSIDE), (0.0,), _kill),
+    "hang": (12, (*_AGENTS * 3, *_EVERYONE, *_OUTSIDE), _PAUSES, _hang),
+    "reboot": (12, (*_HOSTS, *_HOSTS, "both"), (0.0, 0.3, 0.6, 1.0), _reboot),
+    "cut": (12, (AGENTS, *_HOSTS, "all"), (1.0, 8.0, 40.0, 150.0), _cut),
+    "break": (6, ("link",), (0.0,), _break),
+    "spoil": (6, ("lose", "double", "late"), (0.0,), _spoil),
+    "full": (6, _HOSTS, (1.0, 20.0, 300.0), _full),
+    "sync": (6, _HOSTS, (0.0,), _sync),
+    "fail": (6, _HOSTS, (1.0, 1.0, 3.0), _fail),
+    "recover": (14, ("id", *_HOSTS), (0.0,), _recover),
+    "cancel": (3, (SOURCE,), (0.0,), _cancel),
+}
+_KINDS = tuple(_MENU)
+_WEIGHTS = tuple(row[0] for row in _MENU.values())
+EVERY_FAULT = {(kind, place) for kind, row in _MENU.items() for place in row[1]}

@@ -1,0 +1,160 @@
+"""Those who end what an agent left: its guardian, and what `migrate recover` starts on a host.
+
+Both take the steps of `agent.recovery.settling`; the guardian kills by `agent.guardian.hangs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agent.errors import AgentError
+from agent.guardian import hangs
+from agent.journal import JournalBusy
+from agent.protocol import DESTINATION, TABLES
+from agent.recovery import RecoveryIncomplete, Settled, settling
+from tests.simulation.hosts import ID, Host, Journal, Successor
+from tests.simulation.world import Life, Process, World
+
+PATIENCE = 30.0  # seconds for somebody else who holds the journal
+LOOK = 25.0  # seconds between looks; the real one looks every second
+_STEP = 0.05
+_POLL = 3.0
+
+
+def settle(process: Process, word: str | None) -> Any:
+    """`agent.recovery.settle` for whoever holds the journal; returns `Settled` or its error."""
+    host, world = process.host, process.world
+    assert host is not None
+    journal = Journal(host, process)
+    found = journal.history.state
+    world.note(f"{process.name}: found {found!r}, told {word!r}")
+    walk = settling(journal, lambda history: Successor(host, history), word)
+    try:
+        while True:
+            next(walk)
+            yield _STEP
+    except StopIteration as done:
+        settled: Settled = done.value
+        rule = TABLES[host.role].states[found].found
+        world.cover["found", host.role, found, rule.value, word or ""] += 1
+        return settled
+    except RecoveryIncomplete as error:
+        world.cover["found", host.role, found, "incomplete"] += 1
+        return error
+    finally:
+        if process.alive:
+            journal.close()
+
+
+class Guardian(Process):
+    """Outlives its agent."""
+
+    __slots__ = ("agent", "dismissed")
+
+    def __init__(self, world: World, host: Host, agent: Any) -> None:
+        self.agent = agent
+        self.dismissed = False
+        super().__init__(world, f"{host.role} guardian", host)
+
+    def life(self) -> Life:
+        host, world, agent = self.host, self.world, self.agent
+        assert host is not None
+        while agent.alive and not self.dismissed:
+            history = host.history()
+            if history is not None and history.entries and hangs(history, world.now):
+                world.note(f"{self.name}: its agent hangs in {history.state}")
+                world.cover["guardian", "kills", host.role, history.state] += 1
+                agent.die()
+                break
+            yield -LOOK
+        if self.dismissed:
+            return
+        deadline = world.now + PATIENCE
+        while host.file is not None:
+            if host.holder is None:
+                yield from settle(self, None)
+                return
+            if world.now > deadline:
+                return
+            yield _POLL
+
+
+class _Asked(Process):
+    """An agent that is there for one question."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, world: World, name: str, host: Host, answer: Callable[[Any], None]) -> None:
+        self._answer: Callable[[Any], None] | None = answer
+        super().__init__(world, name, host)
+
+    def answer(self, value: Any) -> None:
+        if self._answer is not None:
+            self._answer(value)
+            self._answer = None
+
+    def buried(self, silently: bool) -> None:
+        self.answer(None)
+
+
+class Settler(_Asked):
+    """Settles, as `agent.recovery.settle_when_free` does."""
+
+    __slots__ = ("word",)
+
+    def __init__(
+        self, world: World, host: Host, word: str | None, answer: Callable[[Any], None]
+    ) -> None:
+        self.word = word
+        super().__init__(world, f"{host.role} recovery", host, answer)
+
+    def life(self) -> Life:
+        host, world = self.host, self.world
+        assert host is not None
+        deadline = world.now + PATIENCE
+        while True:
+            if host.file is None:
+                unheard = TABLES[host.role].unheard
+                settled: Any = Settled(host.role, "", "", unheard, [])
+                world.cover["found", host.role, "no journal"] += 1
+                break
+            if host.holder is None:
+                settled = yield from settle(self, self.word)
+                break
+            if world.now > deadline:
+                settled = JournalBusy(id=ID)
+                break
+            self._send_away()
+            yield _POLL
+        self.answer(settled if isinstance(settled, AgentError) else settled.to_wire())
+
+    def _send_away(self) -> None:
+        host = self.host
+        assert host is not None
+        history, agent = host.history(), self.world.agents.get(host.role)
+        if history is not None and history.state == "in-doubt" and agent.alive:
+            if not agent.paused:
+                agent.abandoned()
+
+
+class Forgetter(_Asked):
+    """As `agent.recovery.forget`."""
+
+    __slots__ = ()
+
+    def __init__(self, world: World, host: Host, answer: Callable[[Any], None]) -> None:
+        super().__init__(world, f"{host.role} forgets", host, answer)
+
+    def life(self) -> Life:
+        host = self.host
+        assert host is not None
+        history = host.history()
+        if history is None:
+            self.answer(False)
+        elif host.holder is not None:
+            self.answer(JournalBusy(id=ID))
+        elif host.role == DESTINATION and history.state == "migrated":
+            Journal(host, self).remove()
+            self.answer(True)
+        yield 0.0

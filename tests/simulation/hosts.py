@@ -1,0 +1,268 @@
+"""Simulated hosts: what their kernels hold, what their disks keep, and what one action does there.
+
+A disk keeps what was synced. What was only written survives every process, but of that a crash of
+the host leaves no more than a beginning.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from agent.journal import Entry, History
+from agent.protocol import DESTINATION, SOURCE, Log
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+ID = "20261124-120000-abcdef"
+NONE, RUNS, FROZEN, STOPPED = "none", "runs", "frozen", "stopped"
+STREAMS = 2  # what the process has
+
+
+class ActionFailed(Exception):
+    """The kernel, or a tool, did not do it."""
+
+
+class File:
+    """A journal on a disk."""
+
+    __slots__ = ("entries", "synced", "perhaps")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []  # as every process on the host reads them
+        self.synced = 0  # this many of them are on disk
+        self.perhaps: Entry | None = None  # erased again, but a crash may bring it back
+
+    def crash(self, torn: float) -> None:
+        """The host stopped: of what was not synced a part `torn` (0 to 1) is left."""
+        rest = self.entries[self.synced :]
+        if self.perhaps is not None and torn > 0.5:
+            rest = [self.perhaps]
+        else:
+            rest = rest[: round(torn * len(rest))]
+        self.entries = self.entries[: self.synced] + rest
+        self.synced, self.perhaps = len(self.entries), None
+
+
+class Host:
+    """One host: `copy`, `locked`, `address` and the streams are its kernel's."""
+
+    __slots__ = (
+        "world", "role", "up", "copy", "locked", "address", "restored", "repair", "released",
+        "file", "holder", "full", "sync_fails", "failing", "processes",
+    )  # fmt: skip
+
+    def __init__(self, world: World, role: str) -> None:
+        self.world, self.role, self.up = world, role, True
+        self.file: File | None = None
+        self.holder: object = None  # the process that has the journal's lock
+        self.full = False  # the disk takes no more records
+        self.sync_fails = False  # the next decision cannot be synced
+        self.failing = 0  # so many actions fail
+        self.processes: list[Any] = []
+        self.copy, self.locked, self.address = NONE, False, False
+        self.restored = 0  # of the destination's streams
+        self.repair = False  # the source's streams are dumped, and silent
+        self.released = False  # the destination's streams have left repair mode
+        if role == SOURCE:
+            self.copy, self.address = RUNS, True
+
+    def restart(self, torn: float) -> None:
+        """It crashed: nothing is left but what its disk has."""
+        self.copy, self.locked, self.address = NONE, False, False
+        self.restored, self.repair, self.released = 0, False, False
+        self.holder = None
+        if self.file is not None:
+            self.file.crash(torn)
+
+    def history(self) -> History | None:
+        """The journal as anyone reads it now."""
+        return None if self.file is None else History(ID, self.role, self.file.entries)
+
+    def __str__(self) -> str:
+        state = [self.copy]
+        state += ["locked"] * self.locked + ["address"] * self.address
+        state += ["repair"] * self.repair + ["released"] * self.released
+        if self.restored and not self.released:
+            state.append(f"{self.restored} restored")
+        if self.file is not None:
+            names = [one.state or "-" for one in self.file.entries]
+            names.insert(self.file.synced, "|")
+            state.append(f"journal {' '.join(names)}")
+        return ", ".join(state) if self.up else "down"
+
+
+class Journal:
+    """An open, locked journal: what `agent.journal.Journal` is to the real agents."""
+
+    __slots__ = ("host", "file", "end")
+
+    def __init__(self, host: Host, owner: object) -> None:
+        """The one that is there, or a new one."""
+        if host.file is None:
+            if host.full:
+                raise OSError(errno.ENOSPC, "the disk is full")
+            host.file = File()
+        self.host, self.file = host, host.file
+        self.end = len(self.file.entries)
+        host.holder = owner
+
+    @property
+    def history(self) -> History:
+        return History(ID, self.host.role, self.file.entries[: self.end])
+
+    def record(self, state: str, log: Log, facts: dict[str, Any]) -> None:
+        host, file = self.host, self.file
+        if host.full:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        entries = file.entries
+        del entries[self.end :]
+        entry = Entry(state, host.world.now, facts)
+        entries.append(entry)
+        if log is Log.DECISION:
+            if host.sync_fails:
+                host.sync_fails = False
+                host.world.cover["fault", "sync fails at", host.role, state] += 1
+                if host.world.erases:
+                    entries.pop()
+                file.perhaps = entry
+                raise OSError(errno.EIO, "the disk failed")
+            file.synced, file.perhaps = len(entries), None
+        self.end = len(entries)
+        host.world.recorded(host, state, log)
+
+    def remove(self) -> None:
+        if self.host.file is self.file:
+            self.host.file = None
+        self.close()
+
+    def close(self) -> None:
+        self.host.holder = None
+
+
+class Successor:
+    """Does a dead agent's actions, with what the real one looks for first."""
+
+    __slots__ = ("host", "history")
+
+    def __init__(self, host: Host, history: History) -> None:
+        self.host, self.history = host, history
+
+    @property
+    def living(self) -> list[int]:
+        return [] if self.host.copy == NONE else [7]
+
+    def do(self, action: str) -> None:
+        if action.startswith("say_"):
+            return
+        gave, took = self.history.entered("handed-over"), self.history.entered("taking-over")
+        if action == "take_back_addresses" and (gave is None or not self.living):
+            return
+        if action == "drop_addresses" and took is None:
+            return
+        perform(self.host, action)
+
+    def wipe(self) -> None:
+        pass
+
+
+def perform(host: Host, action: str) -> None:
+    """One action of the tables on this kernel. Raises `ActionFailed`."""
+    world = host.world
+    if host.failing:
+        host.failing -= 1
+        world.cover["fault", "fails", host.role, action] += 1
+        world.note(f"{host.role}: {action} fails")
+        raise ActionFailed(action)
+    _EFFECTS[host.role][action](host)
+    world.changed = True
+    if world.trace is not None:
+        world.note(f"{host.role}: {action} -> {host}")
+
+
+def _lock(host: Host) -> None:
+    host.locked = True
+
+
+def _unlock(host: Host) -> None:
+    host.locked = False
+
+
+def _freeze(host: Host) -> None:
+    if host.copy == RUNS:
+        host.copy = FROZEN
+
+
+def _ship(host: Host) -> None:
+    host.repair = True
+
+
+def _take(host: Host) -> None:
+    host.address = True
+
+
+def _give(host: Host) -> None:
+    host.address = False
+
+
+def _end_copy(host: Host) -> None:
+    host.copy, host.repair = NONE, False
+
+
+def _source_release(host: Host) -> None:
+    host.repair = False
+
+
+def _source_thaw(host: Host) -> None:
+    if host.copy == FROZEN:
+        host.copy = RUNS
+
+
+def _restore_stream(host: Host) -> None:
+    host.restored += 1
+
+
+def _restore_process(host: Host) -> None:
+    host.copy = STOPPED
+
+
+def _kill(host: Host) -> None:
+    host.copy, host.restored, host.released = NONE, 0, False
+
+
+def _release(host: Host) -> None:
+    if host.copy != NONE:
+        host.released = True
+
+
+def _thaw(host: Host) -> None:
+    if host.copy == STOPPED:
+        host.copy = RUNS
+
+
+_EFFECTS: dict[str, dict[str, Callable[[Host], None]]] = {
+    SOURCE: {
+        "lock": _lock,
+        "freeze": _freeze,
+        "ship": _ship,
+        "give_addresses": _give,
+        "take_back_addresses": _take,
+        "unlock": _unlock,
+        "release": _source_release,
+        "thaw": _source_thaw,
+        "end_copy": _end_copy,
+    },
+    DESTINATION: {
+        "lock": _lock,
+        "restore_stream": _restore_stream,
+        "restore": _restore_process,
+        "take_addresses": _take,
+        "drop_addresses": _give,
+        "kill": _kill,
+        "unlock": _unlock,
+        "release": _release,
+        "thaw": _thaw,
+    },
+}
