@@ -1,4 +1,4 @@
-"""End a migration that nobody ended: ask the destination, and tell the source.
+"""End a migration that nobody ended: ask the source, then the destination, and carry its word.
 
 The destination decides (see `agent.protocol`): what it has not committed it undoes for good before
 it says so. A source that has not handed over goes on by itself; one that has needs that word.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import AgentError
-from agent.protocol import DESTINATION, SOURCE
+from agent.protocol import DESTINATION, SOURCE, SOURCE_TABLE, Found
 from orchestrator.agent_client import AgentClient, SettledFacts
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 
@@ -40,7 +40,7 @@ class Recovered:
         return [
             role
             for role, side in sides.items()
-            if isinstance(side, AgentError) or side["state"] in ("handed-over", "in-doubt")
+            if isinstance(side, AgentError) or _asks(side)
         ]
 
     @property
@@ -69,6 +69,14 @@ class Recovered:
             SOURCE: _side(self.source),
             DESTINATION: _side(self.destination),
         }
+
+
+def _asks(sent: Side) -> bool:
+    """Whether a source waits for the destination's word."""
+    if isinstance(sent, AgentError):
+        return False
+    state = SOURCE_TABLE.states.get(sent["state"])
+    return state is not None and state.found is Found.ASK
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -101,10 +109,15 @@ async def recover(
 
 
 async def carry(ask: Ask, forget: Callable[[], Awaitable[None]]) -> Recovered:
-    """Who is asked what, and told what, in which order. No I/O of its own."""
+    """Who is asked what, and told what, in which order. No I/O of its own.
+
+    The source first: a destination that knows nothing says "failed", which holds for good only
+    when it has been handed to; before, its part may just not have begun.
+    """
+    sent = await ask(SOURCE, None)
     taken = await ask(DESTINATION, None)
-    word = None if isinstance(taken, AgentError) else taken["word"]
-    sent = await ask(SOURCE, word)
+    if not isinstance(taken, AgentError) and taken["word"] is not None and _asks(sent):
+        sent = await ask(SOURCE, taken["word"])
     ended = Recovered(_outcome(sent, taken), sent, taken)
     if ended.outcome == MIGRATED and not ended.unfinished:
         await forget()

@@ -53,7 +53,7 @@ class Pair:
             self.words.append((role, word))
             if isinstance(answer, AgentError):
                 raise answer
-            return answer
+            return ASKS if word is None and answer["found"] == ASKS["found"] else answer
 
         answers = {"recovery.settle": settle, "recovery.forget": {"forgotten": True}, **more}
         self.agents[name] = ScriptedAgent(name, answers)
@@ -86,9 +86,9 @@ def outcome(report: Report) -> tuple[str, list[str], int]:
     return report.ended.outcome, report.ended.unfinished, report.exit_status
 
 
-async def test_the_destination_is_asked_first_and_the_source_told_its_word(hosts: Pair) -> None:
+async def test_a_source_that_asks_is_told_the_destinations_word(hosts: Pair) -> None:
     assert outcome(await hosts.end(ENDED, HAS_IT)) == ("migrated", [], 0)
-    assert hosts.words == [("destination", None), ("source", "committed")]
+    assert hosts.words == [("source", None), ("destination", None), ("source", "committed")]
     assert hosts.forgotten
     record = hosts.records.get(ID)
     assert record is not None and record["result"] is not None
@@ -98,14 +98,24 @@ async def test_the_destination_is_asked_first_and_the_source_told_its_word(hosts
 async def test_what_was_not_committed_is_undone_on_both(hosts: Pair) -> None:
     report = await hosts.end(GOES_ON, UNDID)
     assert outcome(report) == ("rolled-back", [], 0)
-    assert hosts.words == [("destination", None), ("source", "failed")]
+    assert hosts.words == [("source", None), ("destination", None)]
     assert not hosts.forgotten
     assert "goes on at src" in report.sentence
 
 
-async def test_a_destination_that_knows_nothing_has_never_committed(hosts: Pair) -> None:
-    assert outcome(await hosts.end(GOES_ON, NOTHING["destination"])) == ("rolled-back", [], 0)
-    assert hosts.words[1] == ("source", "failed")
+async def test_a_destination_that_knows_nothing_any_more_has_never_committed(hosts: Pair) -> None:
+    after = settled("source", "handed-over", "rolled-back", None, 5000)
+    assert outcome(await hosts.end(after, NOTHING["destination"])) == ("rolled-back", [], 0)
+    assert hosts.words[2] == ("source", "failed")
+
+
+async def test_a_destination_that_does_not_know_it_yet_has_no_word_for_the_source(
+    hosts: Pair,
+) -> None:
+    """It may begin, and commit, while a source that still works keeps the word waiting."""
+    report = await hosts.end(JournalBusy(id=ID), NOTHING["destination"])
+    assert outcome(report) == ("in-doubt", ["source"], 4)
+    assert hosts.words == [("source", None), ("destination", None)]
 
 
 async def test_without_the_destination_a_source_that_asks_stays_in_doubt(hosts: Pair) -> None:
