@@ -22,6 +22,7 @@ from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases
 from agent.plan import Plan
+from agent.protocol import may_follow
 from agent.successor import remembered
 from agent.tcp import opening, options, time_wait
 from agent.tcp.closing import settle
@@ -253,19 +254,21 @@ class DestinationHost(Host):
         """Leave nothing, in the protocol's order: no process, socket, address or lock. No packet
         is sent.
 
-        A step that fails does not keep the others from being taken; the first to fail is raised
-        in the end.
+        A step that fails does not keep those that may follow it from being taken; the first to
+        fail is raised in the end.
         """
-        failure: Exception | None = None
+        failures: dict[str, Exception] = {}
         for action in actions:
+            if not may_follow(action, failures):
+                continue
             try:
                 if action == "kill":
                     await self.kill()
                 else:
                     getattr(self, action)()
             except Exception as error:
-                failure = failure or error
-        if failure is not None:
+                failures[action] = error
+        for failure in failures.values():
             raise failure
 
     async def kill(self) -> None:

@@ -15,7 +15,7 @@ means in a state, what to do when nothing is heard, and what when an agent is fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -91,6 +91,7 @@ _FAIL, _AGAIN, _ASK, _OVER = Found.FAIL, Found.AGAIN, Found.ASK, Found.OVER
 
 _GO_ON_HERE = ("take_back_addresses", "unlock", "release", "thaw")
 _END_HERE = ("end_copy", "unlock")
+_ENDING = frozenset({"end_copy", "kill"})
 _SOURCE_BEFORE = ("idle", "ready", "linked", "locked", "frozen", "shipped")
 
 SOURCE_TABLE = Table(
@@ -253,6 +254,15 @@ class Machine:
     def committed(self) -> bool:
         """Whether this host may not undo by itself."""
         return self.state in self.table.committed
+
+
+def may_follow(action: str, failed: Collection[str]) -> bool:
+    """Whether to take an action of a move that undoes or ends, where others of it have `failed`.
+
+    All are, but for the lock: it stays while a copy that was to be ended may still be there, whose
+    sockets would answer.
+    """
+    return action != "unlock" or _ENDING.isdisjoint(failed)
 
 
 def ending(table: Table, state: str) -> str:

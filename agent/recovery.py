@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.journal import DIRECTORY, History, Journal, JournalBusy, read
 from agent.kernel import proc
-from agent.protocol import DESTINATION, TABLES, Found, Log, Machine, ending, taken_over
+from agent.protocol import DESTINATION, TABLES, Found, Log, Machine, ending, may_follow, taken_over
 from agent.successor import Successor
 
 _POLL = 0.05  # seconds between tries for the journal
@@ -97,7 +97,8 @@ def settling(
 ) -> Generator[str, None, Settled]:
     """`settle`, a step at a time: yields after each that was taken, its name. No I/O of its own.
 
-    A step that fails does not keep the others from being taken. Raises `RecoveryIncomplete`.
+    A step that fails does not keep those that may follow it from being taken. Raises
+    `RecoveryIncomplete`.
     """
     history = journal.history
     table = TABLES[history.role]
@@ -110,15 +111,17 @@ def settling(
     actions = taken_over(machine, word)
     if actions is not None:
         yield machine.state
-        problems = []
+        problems: dict[str, Exception] = {}
         for action in actions:
+            if not may_follow(action, problems):
+                continue
             try:
                 successor.do(action)
             except Exception as error:
-                problems.append(f"{action}: {error}")
+                problems[action] = error
             yield action
         if problems:
-            detail = "; ".join(problems)
+            detail = "; ".join(f"{action}: {error}" for action, error in problems.items())
             raise RecoveryIncomplete(id=history.id, role=history.role, detail=detail)
         machine.back(ending(table, machine.state))
         yield machine.state

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Machine
+from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Machine, may_follow
 from tests.simulation.guardians import Guardian
 from tests.simulation.hosts import STREAMS, ActionFailed, Host, Journal, perform
 from tests.simulation.world import AGENTS, KEEPALIVE, Life, Process, World
@@ -227,12 +227,15 @@ class Agent(Process):
         """Do all of it; returns the event that this leads to, None where there is none."""
         machine = self.machine
         state = machine.state
-        failed = False
+        failed: list[str] = []
         if state == "linked" and self.role == SOURCE:
             actions = ("say_lock",)
         for action in actions:
+            if not may_follow(action, failed):
+                continue
             for part in _PARTS.get(action, (action,)):
-                failed = not self._do(part) or failed
+                if not self._do(part):
+                    failed.append(part)
                 yield STEP
                 if failed and state not in _UNDOING:
                     if (state, "fail") in machine.table.moves:
@@ -311,8 +314,8 @@ class Agent(Process):
             yield -60.0
         event = self.machine.table.heard("in-doubt", self.resolved)
         assert event is not None
-        yield from self._work(self.machine.back(event))
-        if (event := _WORK_DONE[self.role].get(self.machine.state)) is not None:
+        event = yield from self._work(self.machine.back(event))
+        if event is not None:
             self._move(event)
 
     # --- the end

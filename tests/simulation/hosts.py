@@ -28,22 +28,17 @@ class ActionFailed(Exception):
 class File:
     """A journal on a disk."""
 
-    __slots__ = ("entries", "synced", "perhaps")
+    __slots__ = ("entries", "synced")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []  # as every process on the host reads them
         self.synced = 0  # this many of them are on disk
-        self.perhaps: Entry | None = None  # erased again, but a crash may bring it back
 
     def crash(self, torn: float) -> None:
         """The host stopped: of what was not synced a part `torn` (0 to 1) is left."""
-        rest = self.entries[self.synced :]
-        if self.perhaps is not None and torn > 0.5:
-            rest = [self.perhaps]
-        else:
-            rest = rest[: round(torn * len(rest))]
-        self.entries = self.entries[: self.synced] + rest
-        self.synced, self.perhaps = len(self.entries), None
+        left = round(torn * (len(self.entries) - self.synced))
+        del self.entries[self.synced + left :]
+        self.synced = len(self.entries)
 
 
 class Host:
@@ -127,9 +122,8 @@ class Journal:
                 host.world.cover["fault", "sync fails at", host.role, state] += 1
                 if host.world.erases:
                     entries.pop()
-                file.perhaps = entry
                 raise OSError(errno.EIO, "the disk failed")
-            file.synced, file.perhaps = len(entries), None
+            file.synced = len(entries)
         self.end = len(entries)
         host.world.recorded(host, state, log)
 

@@ -18,6 +18,7 @@ from tests.simulation.guardians import Forgetter, Settler
 from tests.simulation.world import KEEPALIVE, Life, Process, World
 
 _REACH = 0.3  # seconds to reach a host
+_PREPARE = 0.8  # seconds from one agent that is prepared to the next
 _ANSWER = 120.0  # seconds for a host's answer
 _OTHER_SIDE, _SOURCE_SIDE = 15.0, 90.0
 
@@ -154,7 +155,7 @@ class Migration(Recovery):
         """The outcome; "" where it was not begun."""
         world = self.world
         for role in (SOURCE, DESTINATION):
-            yield _REACH
+            yield _PREPARE
             if not world.reaches(role):
                 return ""
             self.agents.append(Agent(world, world.hosts[role], self))

@@ -94,12 +94,8 @@ def _recovered(world: World) -> None:
             named = with_journal[0]
         one = Recovery(world, "recover", named)
         _until(world, lambda one=one: not one.alive, 600.0)  # type: ignore[misc]
-        if attempt == 2:  # `JournalBusy` says so
-            for agent in world.agents.values():
-                if agent.alive:
-                    world.cover["end", "the agent was ended by hand", agent.role] += 1
-                    world.note(f"{agent.name}: killed by hand")
-                    agent.die()
+        if attempt == 2:  # as `JournalBusy` says
+            _end_by_hand(world)
         result = one.result
         if result is None and not world.begun:
             continue
@@ -110,6 +106,15 @@ def _recovered(world: World) -> None:
         raise Violation("it cannot be recovered")
     _until(world, lambda: not any(host.processes for host in world.hosts.values()), 200.0)
     _bury_hanging(world)
+
+
+def _end_by_hand(world: World) -> None:
+    for host in world.hosts.values():
+        for process in list(host.processes):
+            if process.paused or process is world.agents.get(host.role):
+                world.cover["end", "ended by hand", process.name] += 1
+                world.note(f"{process.name}: ended by hand")
+                process.die()
 
 
 def _bury_hanging(world: World) -> None:

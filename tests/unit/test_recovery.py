@@ -122,6 +122,20 @@ def test_an_agent_that_died_before_its_first_line_has_done_nothing(tmp_path: Pat
     assert not path.path.exists() and Fake.did == []
 
 
+@pytest.mark.parametrize(
+    ("role", "found", "failing", "done"),
+    [(SOURCE, "committed", "end_copy", []), (DESTINATION, "restored", "kill", ["drop_addresses"])],
+)
+def test_a_copy_that_could_not_be_ended_stays_locked(
+    tmp_path: Path, role: str, found: str, failing: str, done: list[str]
+) -> None:
+    left(tmp_path, role, found)
+    Fake.failing = {failing}
+    with pytest.raises(RecoveryIncomplete, match=failing):
+        settle(ID, role, None, tmp_path)
+    assert Fake.did == done
+
+
 @pytest.mark.parametrize("failing", ["unlock", "thaw", "take_back_addresses"])
 def test_a_step_that_fails_keeps_none_from_being_taken_and_all_are_taken_again(
     tmp_path: Path, failing: str
