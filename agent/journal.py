@@ -6,7 +6,8 @@ A file `/var/lib/streamferry/journal/ID-ROLE`, 0600 in a directory 0700, only ev
     body: {"state": str, "at": seconds since the epoch, "facts": {...}}; state "" notes facts only
 
 A note is written, so it outlives the agent; a decision is on disk (fdatasync) when `record` has
-returned. The end may be torn: a record that is not whole was never acted upon. Whoever acts for the
+returned, or erased where it cannot be synced. The end may be torn: a record that is not whole was
+never acted upon, and what is behind it is wiped before the next is written. Whoever acts for the
 host holds the file's lock (flock), the living agent all the time.
 """
 
@@ -158,7 +159,9 @@ class Journal:
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, History(migration_id, role, entries), end)
+        journal = cls(path, fd, History(migration_id, role, entries), end)
+        journal._erase(os.fstat(fd).st_size - end)  # what a crash left behind a torn record
+        return journal
 
     def record(self, state: str, log: Log, facts: Facts) -> None:
         """Append a record; a decision is on disk when this returns. Raises `JournalError`."""
@@ -166,12 +169,24 @@ class Journal:
         body = msgpack.packb({"state": state, "at": entry.at, "facts": facts})
         data = _HEAD.pack(len(body), zlib.crc32(body)) + body
         with _as_journal_error(self.path):
-            if self._full or os.pwrite(self._fd, data, self._end) != len(data):
+            if self._full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if log is Log.DECISION:
-                os.fdatasync(self._fd)
+            try:
+                if os.pwrite(self._fd, data, self._end) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if log is Log.DECISION:
+                    os.fdatasync(self._fd)
+            except OSError:
+                self._erase(len(data))  # who comes next must not find what was never acted upon
+                raise
         self._end += len(data)
         self.history.entries.append(entry)
+
+    def _erase(self, size: int) -> None:
+        with contextlib.suppress(OSError):
+            if size > 0:
+                os.pwrite(self._fd, bytes(size), self._end)
+                os.fdatasync(self._fd)
 
     def fill(self) -> None:
         """From now on act as a full disk would."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -123,6 +124,40 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_state(
     monkeypatch.undo()
     assert read(journal.path, ID, SOURCE).state == "ready"
     assert journal.history.state == "ready"
+
+
+def test_a_decision_that_could_not_be_synced_was_never_made(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a guardian would find it in the page cache, and act upon what its agent has undone."""
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journal.record("ready", Log.DECISION, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        with pytest.raises(JournalError, match="Input/output error"):
+            journal.record("committed", Log.DECISION, {})
+    assert read(journal.path, ID, SOURCE).state == journal.history.state == "ready"
+    journal.record("rolled-back", Log.DECISION, {})
+    assert read(journal.path, ID, SOURCE).state == "rolled-back"
+
+
+def test_whole_records_behind_a_torn_one_are_none(journal: Journal) -> None:
+    """A crash may have kept a later page of the file, and not the one before it."""
+    journal.record("ready", Log.DECISION, {})
+    torn = journal._end
+    for state in ("frozen", "locked"):  # of the same length
+        journal.record(state, Log.NOTE, {})
+    journal.close()
+    data = bytearray(journal.path.read_bytes())
+    data[torn] ^= 1
+    journal.path.write_bytes(data)
+    again = Journal.open(ID, SOURCE, journal.path.parent)
+    assert again is not None and again.history.state == "ready"
+    again.record("linked", Log.NOTE, {})
+    assert read(journal.path, ID, SOURCE).state == "linked"
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", ID + "/..", None, 5])
