@@ -106,7 +106,7 @@ def settling(
     machine = Machine(table, journal.record, found)
     if not history.entries:  # its agent died before it had written down what it was to do
         journal.remove()
-        return Settled(history.role, found, found, table.unheard, [])
+        return Settled(history.role, "", "", table.unheard, [])
     successor = successor_of(history)
     actions = taken_over(machine, word)
     if actions is not None:

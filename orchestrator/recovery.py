@@ -7,6 +7,7 @@ it says so. A source that has not handed over goes on by itself; one that has ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,11 +38,7 @@ class Recovered:
         if self.outcome == OVER:
             return []
         sides = {SOURCE: self.source, DESTINATION: self.destination}
-        return [
-            role
-            for role, side in sides.items()
-            if isinstance(side, AgentError) or _asks(side)
-        ]
+        return [role for role, side in sides.items() if isinstance(side, AgentError) or _asks(side)]
 
     @property
     def living(self) -> dict[str, list[int]]:
@@ -120,7 +117,8 @@ async def carry(ask: Ask, forget: Callable[[], Awaitable[None]]) -> Recovered:
         sent = await ask(SOURCE, taken["word"])
     ended = Recovered(_outcome(sent, taken), sent, taken)
     if ended.outcome == MIGRATED and not ended.unfinished:
-        await forget()
+        with contextlib.suppress(AgentError):  # else its journal is left, for the next recovery
+            await forget()
     return ended
 
 

@@ -59,10 +59,9 @@ def strike(world: World, fault: Fault) -> None:
 
 def _found(world: World, where: str) -> Process | None:
     """The process of that name, the last where there are several."""
-    if where == "orchestrator":
-        return next((one for one in world.outside if isinstance(one, Migration)), None)
-    if where == "recover":
-        return next((one for one in reversed(world.outside) if not isinstance(one, Migration)), None)
+    if where in _OUTSIDE:
+        found = [one for one in world.outside if isinstance(one, Migration) == (where != "recover")]
+        return found[-1] if found else None
     role, _, kind = where.partition(" ")
     for one in reversed(world.hosts[role].processes):
         if one.name == where or (kind == "recovery" and one.name.endswith("forgets")):

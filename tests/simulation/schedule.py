@@ -156,4 +156,3 @@ def minimised(seed: int, alter: Alter | None = None) -> Failure:
     except Exception:
         pass
     return failure
-

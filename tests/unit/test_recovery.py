@@ -118,7 +118,7 @@ def test_of_what_it_knows_nothing_a_destination_says_it_failed(tmp_path: Path) -
 def test_an_agent_that_died_before_its_first_line_has_done_nothing(tmp_path: Path) -> None:
     path = Journal.create(ID, SOURCE, tmp_path)
     path.close()
-    assert settle(ID, SOURCE, None, tmp_path).state == "idle"
+    assert settle(ID, SOURCE, None, tmp_path).state == "", "it says so as one without a journal"
     assert not path.path.exists() and Fake.did == []
 
 

@@ -140,6 +140,16 @@ async def test_without_the_source_the_destination_ends_its_part(hosts: Pair) -> 
     assert "src could not be reached" in report.sentence
 
 
+async def test_a_journal_that_could_not_be_removed_changes_no_outcome(hosts: Pair) -> None:
+    async def forget(migration: str) -> Json:
+        raise JournalBusy(id=migration)
+
+    hosts.host("src", ENDED)
+    hosts.host("dst", HAS_IT, **{"recovery.forget": forget})
+    assert outcome(await hosts.end(None, None)) == ("migrated", [], 0)
+    assert hosts.forgotten
+
+
 @pytest.mark.parametrize("destination", [AWAY, JournalBusy(id=ID)])
 async def test_nobody_to_ask(hosts: Pair, destination: AgentError) -> None:
     hosts.host("dst", destination)
