@@ -190,6 +190,7 @@ class Agent(Process):
         while event is not None:
             actions = self._move(event)
             if actions is None:
+                yield STEP
                 event = "fail"
                 continue
             self._entered()

@@ -1,0 +1,169 @@
+"""The protocol, deliberately broken: each of these the simulation must catch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Move, Table
+from tests.simulation.world import World
+
+Tables = dict[str, Table]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """What is broken, and how."""
+
+    name: str
+    why: str
+    tables: Callable[[Tables], Tables] = lambda tables: tables
+    world: Callable[[World], None] | None = None
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[Callable[[World], None] | None]:
+        """In place of the real tables, in this process."""
+        real = dict(TABLES)
+        TABLES.update(self.tables(dict(real)))
+        try:
+            yield self.world
+        finally:
+            TABLES.update(real)
+
+
+def _moves(role: str, changed: dict[tuple[str, str], Move]) -> Callable[[Tables], Tables]:
+    def broken(tables: Tables) -> Tables:
+        table = tables[role]
+        return {**tables, role: replace(table, moves={**table.moves, **changed})}
+
+    return broken
+
+
+def _states(role: str, found: dict[str, Found]) -> Callable[[Tables], Tables]:
+    def broken(tables: Tables) -> Tables:
+        table = tables[role]
+        changed = {name: replace(table.states[name], found=rule) for name, rule in found.items()}
+        return {**tables, role: replace(table, states={**table.states, **changed})}
+
+    return broken
+
+
+def _word(state: str, word: str | None) -> Callable[[Tables], Tables]:
+    def broken(tables: Tables) -> Tables:
+        table = tables[DESTINATION]
+        changed = {state: replace(table.states[state], word=word)}
+        return {**tables, DESTINATION: replace(table, states={**table.states, **changed})}
+
+    return broken
+
+
+def _move(role: str, state: str, event: str, **changed: object) -> Callable[[Tables], Tables]:
+    move = TABLES[role].moves[state, event]
+    return _moves(role, {(state, event): replace(move, **changed)})  # type: ignore[arg-type]
+
+
+def _unheard(tables: Tables) -> Tables:
+    return {**tables, DESTINATION: replace(tables[DESTINATION], unheard="committed")}
+
+
+def _keeps(world: World) -> None:
+    world.erases = False
+
+
+_GO_ON = TABLES[SOURCE].moves["handed-over", "failed"].do
+
+MUTANTS = {
+    one.name: one
+    for one in (
+        Mutant(
+            "impatient",
+            "the source goes on when it hears nothing after the hand-over",
+            _moves(SOURCE, {("handed-over", "lost"): Move("rolling-back", _GO_ON, Log.DECISION)}),
+        ),
+        Mutant(
+            "guardian-impatient",
+            "a guardian goes on for a source that was killed after the hand-over",
+            lambda tables: _moves(
+                SOURCE, {("handed-over", "fail"): Move("rolling-back", _GO_ON, Log.NOTE)}
+            )(_states(SOURCE, {"handed-over": Found.FAIL})(tables)),
+        ),
+        Mutant(
+            "commit-noted",
+            "the destination's commit is a note",
+            _move(DESTINATION, "taking-over", "commit", log=Log.NOTE),
+        ),
+        Mutant(
+            "handover-noted",
+            "the source's hand-over is a note",
+            _move(SOURCE, "shipped", "prepared", log=Log.NOTE),
+        ),
+        Mutant("unheard-committed", "a destination without a journal says it has it", _unheard),
+        Mutant(
+            "word-early",
+            "a destination that is still undoing says that it has it",
+            _word("rolled-back", "committed"),
+        ),
+        Mutant(
+            "unlocked-early",
+            "the destination unlocks when it begins to restore",
+            _move(DESTINATION, "locked", "restore", do=("unlock", "restore")),
+        ),
+        Mutant(
+            "undone-unlocked-first",
+            "the destination unlocks before it has ended its copy",
+            lambda tables: _moves(
+                DESTINATION,
+                {
+                    (state, event): replace(move, do=("unlock", "kill", "drop_addresses"))
+                    for (state, event), move in tables[DESTINATION].moves.items()
+                    if move.to == "undoing"
+                },
+            )(tables),
+        ),
+        Mutant(
+            "ended-early",
+            "the source ends its copy when it hands over",
+            _move(SOURCE, "shipped", "prepared", do=("give_addresses", "say_handover", "end_copy")),
+        ),
+        Mutant(
+            "unlocked-before-the-end",
+            "the source unlocks before its copy has ended",
+            lambda tables: _moves(
+                SOURCE,
+                {
+                    (state, "committed"): replace(move, do=("unlock", "end_copy"))
+                    for (state, event), move in tables[SOURCE].moves.items()
+                    if event == "committed"
+                },
+            )(tables),
+        ),
+        Mutant(
+            "address-kept",
+            "the source hands over and keeps its addresses",
+            _move(SOURCE, "shipped", "prepared", do=("say_handover",)),
+        ),
+        Mutant(
+            "released-early",
+            "the destination lets streams go before the commit",
+            _move(DESTINATION, "restored", "hand-over", do=("take_addresses", "release")),
+        ),
+        Mutant(
+            "commit-undone",
+            "a destination killed after the commit is undone",
+            lambda tables: _moves(
+                DESTINATION,
+                {
+                    ("committed", "fail"): Move(
+                        "undoing", ("kill", "drop_addresses", "unlock"), Log.NOTE
+                    )
+                },
+            )(_states(DESTINATION, {"committed": Found.FAIL})(tables)),
+        ),
+        Mutant(
+            "journal-keeps",
+            "a decision that could not be synced stays in the journal",
+            world=_keeps,
+        ),
+    )
+}
