@@ -18,7 +18,17 @@ from typing import Any, Protocol
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.journal import DIRECTORY, History, Journal, JournalBusy, read
 from agent.kernel import proc
-from agent.protocol import DESTINATION, TABLES, Found, Log, Machine, ending, may_follow, taken_over
+from agent.protocol import (
+    DESTINATION,
+    SOURCE,
+    TABLES,
+    Found,
+    Log,
+    Machine,
+    ending,
+    may_follow,
+    taken_over,
+)
 from agent.successor import Successor
 
 _POLL = 0.05  # seconds between tries for the journal
@@ -50,8 +60,9 @@ def settle(
 ) -> Settled:
     """Undo, finish, or go by the other host's `word`. Blocks.
 
-    A journal that is over is removed, but for a destination's that has the process: that is kept
-    for the source to ask, until `forget`. Raises `JournalBusy` while its agent lives,
+    A journal that is over is removed, but for a destination's that has the process, for the source
+    to ask, and for a source's whose copy is gone, so that somebody is told. Those are kept until
+    `forget`. Raises `JournalBusy` while its agent lives,
     `RecoveryIncomplete`, `JournalError`.
     """
     table = TABLES[role]
@@ -129,7 +140,9 @@ def settling(
     living = successor.living
     if state.found is Found.OVER:
         successor.wipe()
-        if not (history.role == DESTINATION and machine.state == "migrated"):
+        has_it = history.role == DESTINATION and machine.state == "migrated"
+        lost = history.role == SOURCE and machine.state == "rolled-back" and not living
+        if not (has_it or lost):
             journal.remove()
     return Settled(history.role, found, machine.state, state.word, living)
 
@@ -170,17 +183,19 @@ def _send_away(migration_id: str, role: str, directory: Path) -> None:
 
 
 def forget(migration_id: str, directory: Path = DIRECTORY) -> bool:
-    """The source has ended: the destination's journal is of no more use. Whether it was there.
+    """All is over, and told: its journal is of no more use. Whether there was one.
 
     Raises `JournalBusy`.
     """
-    journal = Journal.open(migration_id, DESTINATION, directory)
-    if journal is None:
-        return False
-    try:
-        if journal.history.state == "migrated":
-            journal.remove()
-            return True
-        return False
-    finally:
-        journal.close()
+    forgotten = False
+    for role, table in TABLES.items():
+        journal = Journal.open(migration_id, role, directory)
+        if journal is None:
+            continue
+        try:
+            if table.states[journal.history.state].found is Found.OVER:
+                journal.remove()
+                forgotten = True
+        finally:
+            journal.close()
+    return forgotten

@@ -184,7 +184,7 @@ class AgentClient:
         return validate(answer, SettledFacts, f"{self.host}'s recovery")
 
     async def forget(self, migration: str) -> None:
-        """Tell a destination that nobody will ask any more."""
+        """Tell it that all is over and told, and nobody will ask any more."""
         await self._soon("recovery.forget", migration=migration)
 
     async def _soon(self, call: str, **args: Any) -> Facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,16 +117,21 @@ class Recoverer:
         try:
             reports = []
             for named in await self._meant(what):
-                reports.append(await self.end(named))
-                self._remember(reports[-1])
+                reports.append(await self.end(named, self._remember))
             return reports
         finally:
             await self.close()
 
-    async def end(self, named: Named) -> Report:
-        """End one migration, as far as its hosts can be reached."""
+    async def end(self, named: Named, told: Callable[[Report], object]) -> Report:
+        """End one migration, as far as its hosts can be reached.
+
+        `told` is called with the report, before the hosts forget the migration.
+        """
         source, destination = await self.reach(named.source, named.destination)
-        return Report(named, await recover(named.id, source, destination))
+        ended = await recover(
+            named.id, source, destination, lambda ended: told(Report(named, ended))
+        )
+        return Report(named, ended)
 
     async def close(self) -> None:
         """Let the agents go."""

@@ -51,6 +51,13 @@ class Recovered:
         }
 
     @property
+    def kept(self) -> str | None:
+        """The role whose host keeps its journal until this has been told."""
+        if self.outcome == MIGRATED and not self.unfinished:
+            return DESTINATION
+        return SOURCE if self.outcome == ROLLED_BACK and self.lost else None
+
+    @property
     def lost(self) -> bool:
         """Whether the copy that should go on went with its host."""
         here = {MIGRATED: self.destination, ROLLED_BACK: self.source}.get(self.outcome)
@@ -84,28 +91,38 @@ def _side(side: Side) -> dict[str, Any]:
 
 
 Ask = Callable[[str, str | None], Awaitable[Side]]  # a role, the other host's word
+Told = Callable[[Recovered], object]
+
+
+def _to_nobody(_: Recovered) -> None:
+    """Whoever asked tells it later."""
 
 
 async def recover(
     migration: str,
     source: AgentClient | AgentError,
     destination: AgentClient | AgentError,
+    told: Told = _to_nobody,
     patience: float = PATIENCE,
 ) -> Recovered:
-    """End it as far as the hosts can be reached (an `AgentError` says why one cannot)."""
+    """End it as far as the hosts can be reached (an `AgentError` says why one cannot).
+
+    `told` is called with what it has come to, before the hosts forget that.
+    """
     agents = {SOURCE: source, DESTINATION: destination}
 
     async def ask(role: str, word: str | None) -> Side:
         return await _settle(agents[role], migration, role, word, patience)
 
-    async def forget() -> None:
-        assert isinstance(destination, AgentClient)
-        await destination.forget(migration)
+    async def forget(role: str) -> None:
+        agent = agents[role]
+        assert isinstance(agent, AgentClient)
+        await agent.forget(migration)
 
-    return await carry(ask, forget)
+    return await carry(ask, told, forget)
 
 
-async def carry(ask: Ask, forget: Callable[[], Awaitable[None]]) -> Recovered:
+async def carry(ask: Ask, told: Told, forget: Callable[[str], Awaitable[None]]) -> Recovered:
     """Who is asked what, and told what, in which order. No I/O of its own.
 
     The source first: a destination that knows nothing says "failed", which holds for good only
@@ -116,9 +133,10 @@ async def carry(ask: Ask, forget: Callable[[], Awaitable[None]]) -> Recovered:
     if not isinstance(taken, AgentError) and taken["word"] is not None and _asks(sent):
         sent = await ask(SOURCE, taken["word"])
     ended = Recovered(_outcome(sent, taken), sent, taken)
-    if ended.outcome == MIGRATED and not ended.unfinished:
+    told(ended)
+    if ended.kept is not None:
         with contextlib.suppress(AgentError):  # else its journal is left, for the next recovery
-            await forget()
+            await forget(ended.kept)
     return ended
 
 

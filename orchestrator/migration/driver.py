@@ -264,10 +264,9 @@ class Driver:
         recoverer = Recoverer(request.ssh_config)
         named = Named(self._result["id"], request.source, request.destination, request.pid)
         try:
-            report = await recoverer.end(named)
+            report = await recoverer.end(named, lambda one: self._reporter.note(one.sentence))
         finally:
             await recoverer.close()
-        self._reporter.note(report.sentence)
         if report.loss is not None:
             self.error = report.loss
             self._result["outcome"] = report.ended.outcome

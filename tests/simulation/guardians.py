@@ -11,7 +11,7 @@ from typing import Any
 from agent.errors import AgentError
 from agent.guardian import hangs
 from agent.journal import JournalBusy
-from agent.protocol import DESTINATION, TABLES
+from agent.protocol import TABLES, Found
 from agent.recovery import RecoveryIncomplete, Settled, settling
 from tests.simulation.hosts import ID, Host, Journal, Successor
 from tests.simulation.world import Life, Process, World
@@ -154,7 +154,7 @@ class Forgetter(_Asked):
             self.answer(False)
         elif host.holder is not None:
             self.answer(JournalBusy(id=ID))
-        elif host.role == DESTINATION and history.state == "migrated":
+        elif TABLES[host.role].states[history.state].found is Found.OVER:
             Journal(host, self).remove()
             self.answer(True)
         yield 0.0

@@ -39,8 +39,8 @@ async def _ask(role: str, word: str | None) -> Any:
     return await _Question(role, word)
 
 
-async def _forget() -> None:
-    answer = await _Question(DESTINATION, None, forget=True)
+async def _forget(role: str) -> None:
+    answer = await _Question(role, None, forget=True)
     if isinstance(answer, AgentError):
         raise answer
 
@@ -71,7 +71,7 @@ class Recovery(Process):
     def recover(self) -> Any:
         """Returns what it has come to, or the error that broke it off."""
         world = self.world
-        work: Coroutine[Any, Any, Recovered] = carry(_ask, _forget)
+        work: Coroutine[Any, Any, Recovered] = carry(_ask, self._told, _forget)
         answer: Any = None
         world.note(f"{self.name}: begins")
         try:
@@ -81,14 +81,17 @@ class Recovery(Process):
         except StopIteration as done:
             result: Recovered = done.value
             self.result = result
-            world.told.append(result)
-            world.cover["told", result.outcome, "lost" if result.lost else ""] += 1
-            world.note(f"{self.name}: {result.outcome}, lost: {result.lost}")
             return result
         except AgentError as error:
             self.result = error
             world.note(f"{self.name}: {error.message}")
             return error
+
+    def _told(self, result: Recovered) -> None:
+        world = self.world
+        world.told.append(result)
+        world.cover["told", result.outcome, "lost" if result.lost else ""] += 1
+        world.note(f"{self.name}: {result.outcome}, lost: {result.lost}")
 
     def _put(self, question: _Question) -> Any:
         world, role = self.world, question.role

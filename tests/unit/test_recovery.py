@@ -105,6 +105,21 @@ def test_a_destination_that_has_it_says_so_until_it_may_forget(tmp_path: Path, s
     assert not forget(ID, tmp_path)
 
 
+def test_a_source_whose_copy_is_gone_says_so_until_it_may_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(Fake):
+        def __init__(self, history: History) -> None:
+            self.living = []
+
+    monkeypatch.setattr(recovery, "Successor", Gone)
+    path = left(tmp_path, SOURCE, "frozen")
+    for _ in range(2):
+        settled = settle(ID, SOURCE, None, tmp_path)
+        assert (settled.found != "", settled.state, settled.living) == (True, "rolled-back", [])
+    assert forget(ID, tmp_path) and not path.exists()
+
+
 def test_nothing_is_forgotten_before_it_is_over(tmp_path: Path) -> None:
     path = left(tmp_path, DESTINATION, "committed")
     assert not forget(ID, tmp_path) and path.exists()

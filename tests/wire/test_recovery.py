@@ -161,6 +161,22 @@ async def test_a_copy_that_went_with_its_host_is_said_to_be_lost(hosts: Pair) ->
     gone = {**HAS_IT, "found": "migrated", "living": []}
     report = await hosts.end(ENDED, gone)
     assert report.ended.lost and "ended with dst" in report.sentence
+    assert hosts.forgotten
+
+
+async def test_what_is_lost_is_written_down_before_it_is_forgotten(hosts: Pair) -> None:
+    """Else nobody hears of it when whoever recovers is killed in between."""
+    written: list[Any] = []
+
+    async def forget(migration: str) -> Json:
+        record = hosts.records.get(ID)
+        written.append(record and record["result"] and record["result"]["outcome"])
+        return {"forgotten": True}
+
+    hosts.host("src", {**GOES_ON, "living": []}, **{"recovery.forget": forget})
+    report = await hosts.end(None, UNDID)
+    assert report.ended.lost and "ended with src" in report.sentence
+    assert written == ["rolled-back"] and not hosts.forgotten
 
 
 async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
