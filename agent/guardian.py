@@ -104,9 +104,9 @@ def _watch(directory: Path, migration_id: str, role: str, watched: int, pidfd: i
 
 def hangs(history: History, now: float) -> bool:
     """Whether the agent takes longer than any that is well; `now`: seconds since the epoch."""
-    state = TABLES[history.role].states[history.state]
-    if state.found in (Found.OVER, Found.ASK):
-        return False
+    table = TABLES[history.role]
+    if table.states[history.state].found is Found.ASK and history.state not in table.silence:
+        return False  # in doubt: it may wait for ever
     decided = history.entered("committed")
     if history.role == DESTINATION and decided is not None and "resumed" not in history.facts:
         return abs(now - decided.at) > _RELEASE  # nothing else keeps the process here

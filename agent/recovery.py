@@ -32,6 +32,7 @@ from agent.protocol import (
 from agent.successor import Successor
 
 _POLL = 0.05  # seconds between tries for the journal
+_GRACE = 10.0  # seconds for an agent that was asked to go
 
 
 class RecoveryIncomplete(AgentError):
@@ -157,29 +158,38 @@ def settle_when_free(
     """As `settle`, but wait `patience` seconds for whoever is at work.
 
     An agent that is in doubt has nobody left to hear from (its orchestrator may be cut off without
-    its knowing): it is asked to go.
+    its knowing): it is asked to go, and killed if it does not. There is nothing it could leave
+    half done.
     """
-    deadline = time.monotonic() + patience
+    begin = time.monotonic()
+    asked: float | None = None
     while True:
         try:
             return settle(migration_id, role, word, directory)
         except JournalBusy:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - begin > patience:
                 raise
-            _send_away(migration_id, role, directory)
+            forced = asked is not None and now - asked > _GRACE
+            if _send_away(
+                migration_id, role, directory, signal.SIGKILL if forced else signal.SIGTERM
+            ):
+                asked = asked or now
             time.sleep(_POLL)
 
 
-def _send_away(migration_id: str, role: str, directory: Path) -> None:
+def _send_away(migration_id: str, role: str, directory: Path, number: int) -> bool:
+    """Whether its agent is there, in doubt."""
     try:
         history = read(directory / f"{migration_id}-{role}", migration_id, role)
     except FileNotFoundError:
-        return
+        return False
     agent, began = history.facts.get("agent", 0), history.facts.get("agent_born", 0)
     if history.state != "in-doubt" or not began or proc.born(agent) != began:
-        return
+        return False
     with contextlib.suppress(OSError):
-        os.kill(agent, signal.SIGTERM)
+        os.kill(agent, number)
+    return True
 
 
 def forget(migration_id: str, directory: Path = DIRECTORY) -> bool:

@@ -17,6 +17,7 @@ from tests.simulation.hosts import ID, Host, Journal, Successor
 from tests.simulation.world import Life, Process, World
 
 PATIENCE = 30.0  # seconds for somebody else who holds the journal
+GRACE = 10.0  # seconds for an agent in doubt that was asked to go
 LOOK = 25.0  # seconds between looks; the real one looks every second
 _STEP = 0.05
 _POLL = 3.0
@@ -101,18 +102,19 @@ class _Asked(Process):
 class Settler(_Asked):
     """Settles, as `agent.recovery.settle_when_free` does."""
 
-    __slots__ = ("word",)
+    __slots__ = ("word", "asked")
 
     def __init__(
         self, world: World, host: Host, word: str | None, answer: Callable[[Any], None]
     ) -> None:
         self.word = word
+        self.asked = 0.0  # when the agent was asked to go
         super().__init__(world, f"{host.role} recovery", host, answer)
 
     def life(self) -> Life:
         host, world = self.host, self.world
         assert host is not None
-        deadline = world.now + PATIENCE
+        begin = world.now
         while True:
             if host.file is None:
                 unheard = TABLES[host.role].unheard
@@ -122,7 +124,7 @@ class Settler(_Asked):
             if host.holder is None:
                 settled = yield from settle(self, self.word)
                 break
-            if world.now > deadline:
+            if world.now - begin > PATIENCE:
                 settled = JournalBusy(id=ID)
                 break
             self._send_away()
@@ -130,12 +132,17 @@ class Settler(_Asked):
         self.answer(settled if isinstance(settled, AgentError) else settled.to_wire())
 
     def _send_away(self) -> None:
-        host = self.host
+        host, world = self.host, self.world
         assert host is not None
-        history, agent = host.history(), self.world.agents.get(host.role)
-        if history is not None and history.state == "in-doubt" and agent.alive:
-            if not agent.paused:
-                agent.abandoned()
+        history, agent = host.history(), world.agents.get(host.role)
+        if history is None or history.state != "in-doubt" or not agent.alive:
+            return
+        self.asked = self.asked or world.now
+        if world.now - self.asked > GRACE:
+            world.cover["recovery", "kills an agent in doubt"] += 1
+            agent.die()
+        elif not agent.paused:
+            agent.abandoned()
 
 
 class Forgetter(_Asked):

@@ -112,7 +112,8 @@ def _end_by_hand(world: World) -> None:
     for host in world.hosts.values():
         for process in list(host.processes):
             if process.paused or process is world.agents.get(host.role):
-                world.cover["end", "ended by hand", process.name] += 1
+                state = history.state if (history := host.history()) else ""
+                world.cover["end", "ended by hand", process.name, state] += 1
                 world.note(f"{process.name}: ended by hand")
                 process.die()
 
