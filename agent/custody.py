@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.errors import EXIT_REFUSED, AgentError
 from agent.guardian import Guardian
-from agent.journal import DIRECTORY, Journal, JournalBusy, histories, open_directory
+from agent.journal import DIRECTORY, History, Journal, JournalBusy, histories, open_directory
 from agent.kernel import proc
 from agent.plan import Plan
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Machine
@@ -88,18 +88,31 @@ class _Doorway:
 
 
 def _refuse_twice(pid: int, directory: Path) -> None:
+    """Raises where a journal says that something is still to be done with the process.
+
+    As a source's, or a destination's that never ended: to finish that lets the process go on,
+    which must not happen while it is frozen here to move on.
+    """
     for history in histories(directory):
-        facts: dict[str, Any] = history.facts
-        plan = facts.get("plan", {})
         over = TABLES[history.role].states[history.state].found is Found.OVER
-        if history.role != SOURCE or over or plan.get("pid") != pid:
+        if over or not _is_about(history, pid):
             continue
-        if facts.get("boot") != proc.boot_id() or facts.get("born") != proc.born(pid):
-            continue  # another process had that PID
         try:
-            journal = Journal.open(history.id, SOURCE, directory)
+            journal = Journal.open(history.id, history.role, directory)
         except JournalBusy:
             raise AlreadyMoving(pid=pid, id=history.id) from None
         if journal is not None:
             journal.close()
             raise Unfinished(pid=pid, id=history.id)
+
+
+def _is_about(history: History, pid: int) -> bool:
+    """Whether it is about this very process, not one that had its PID."""
+    facts: dict[str, Any] = history.facts
+    if facts.get("boot") != proc.boot_id():
+        return False
+    plan = facts.get("plan", {})
+    if history.role == SOURCE:
+        return bool(plan.get("pid") == pid and facts.get("born") == proc.born(pid))
+    since = facts.get("ticks")  # before its restore
+    return bool(since and pid in plan.get("tree", ()) and proc.born(pid) >= since)
