@@ -82,8 +82,8 @@ MUTANTS = {
             _moves(SOURCE, {("handed-over", "lost"): Move("rolling-back", _GO_ON, Log.DECISION)}),
         ),
         Mutant(
-            "guardian-impatient",
-            "a guardian goes on for a source that was killed after the hand-over",
+            "handover-undone",
+            "whoever follows a source's agent that had handed over goes on",
             lambda tables: _moves(
                 SOURCE, {("handed-over", "fail"): Move("rolling-back", _GO_ON, Log.NOTE)}
             )(_states(SOURCE, {"handed-over": Found.FAIL})(tables)),
@@ -100,8 +100,8 @@ MUTANTS = {
         ),
         Mutant("unheard-committed", "a destination without a journal says it has it", _unheard),
         Mutant(
-            "word-early",
-            "a destination that is still undoing says that it has it",
+            "word-wrong",
+            "a destination that has undone its part says that it has it",
             _word("rolled-back", "committed"),
         ),
         Mutant(

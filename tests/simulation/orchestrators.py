@@ -12,7 +12,7 @@ from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE
 from orchestrator.errors import AgentSilent, HostUnreachable
 from orchestrator.migration.result import IN_DOUBT, MIGRATED
-from orchestrator.recovery import Recovered, carry
+from orchestrator.recovery import Recovered
 from tests.simulation.agents import Agent
 from tests.simulation.guardians import Forgetter, Settler
 from tests.simulation.world import KEEPALIVE, Life, Process, World
@@ -71,7 +71,7 @@ class Recovery(Process):
     def recover(self) -> Any:
         """Returns what it has come to, or the error that broke it off."""
         world = self.world
-        work: Coroutine[Any, Any, Recovered] = carry(_ask, self._told, _forget)
+        work: Coroutine[Any, Any, Recovered] = world.carry(_ask, self._told, _forget)
         answer: Any = None
         world.note(f"{self.name}: begins")
         try:

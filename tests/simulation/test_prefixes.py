@@ -1,0 +1,130 @@
+"""Recovery from every prefix of every path: a crash after each single step, then `migrate recover`.
+
+A path is a migration with none or one thing going wrong; after each of its steps everything that
+can die does, one at a time and together. The invariants are looked at after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.errors import AgentError
+from agent.protocol import DESTINATION, SOURCE
+from orchestrator.recovery import Recovered, carry
+from tests.simulation.faults import FOREVER, Fault
+from tests.simulation.schedule import attempt, run
+from tests.simulation.world import AGENTS, World
+
+AGENT_OF = {role: f"{role} agent" for role in (SOURCE, DESTINATION)}
+GUARDIAN_OF = {role: f"{role} guardian" for role in (SOURCE, DESTINATION)}
+
+
+def kills(at: int, *names: str) -> list[Fault]:
+    return [Fault(at, "kill", name) for name in names]
+
+
+def crashes(at: int) -> Iterator[list[Fault]]:
+    """Everything that can die after this step."""
+    agents, guardians = AGENT_OF.values(), GUARDIAN_OF.values()
+    for role in (SOURCE, DESTINATION):
+        yield kills(at, AGENT_OF[role])
+        yield kills(at, GUARDIAN_OF[role], AGENT_OF[role])
+        yield [Fault(at, "hang", AGENT_OF[role], FOREVER)]
+        for torn in (0.0, 0.5, 1.0):
+            yield [Fault(at, "reboot", role, torn)]
+    yield kills(at, *agents)
+    yield kills(at, *guardians, *agents)
+    yield kills(at, *guardians, *agents, "orchestrator")
+    yield [Fault(at, "reboot", "both", 0.5)]
+    yield [Fault(at, "cut", AGENTS, 150.0)]
+    yield [Fault(at, "cut", "all", 150.0)]
+    yield kills(at, "orchestrator")
+
+
+PATHS: dict[str, list[Fault]] = {
+    "nothing goes wrong": [],
+    "cancelled": [Fault(38, "cancel", SOURCE)],
+    "the link breaks before the hand-over": [Fault(45, "break", "link")],
+    "the link breaks after the hand-over": [Fault(58, "break", "link")],
+    "the hand-over is lost": [Fault(50, "spoil", "lose")],
+    "the hand-over cannot be written": [Fault(40, "sync", SOURCE)],
+    "the commit cannot be written": [Fault(45, "sync", DESTINATION)],
+    "the destination's disk is full": [Fault(45, "full", DESTINATION, 300.0)],
+    "the source's disk is full": [Fault(60, "full", SOURCE, 300.0)],
+    "the source's agent is killed in doubt": [
+        Fault(58, "break", "link"), *kills(62, AGENT_OF[SOURCE]),
+    ],
+    "the destination's agent is killed after the hand-over": kills(60, AGENT_OF[DESTINATION]),
+    "somebody recovers meanwhile": [Fault(50, "recover", "id")],
+}  # fmt: skip
+
+
+def check(faults: list[Fault]) -> None:
+    faults = sorted(faults, key=lambda fault: fault.at)
+    if (what := attempt(0, faults)) is not None:
+        trace: list[str] = []
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            run(0, faults, trace)
+        pytest.fail("\n".join([what, *map(str, faults), *trace]))
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_crash_after_each_step_of_a_path(name: str) -> None:
+    path = PATHS[name]
+    length = run(0, path).steps
+    assert length > 70
+    for at in range(length):
+        for crash in crashes(at):
+            check([*path, *crash])
+
+
+@pytest.mark.parametrize("role", [SOURCE, DESTINATION])
+def test_a_crash_soon_after_each_action_that_fails(role: str) -> None:
+    for at in range(85):
+        for then in range(at, at + 16, 2):
+            for other in (SOURCE, DESTINATION):
+                fails = Fault(at, "fail", role, 1.0)
+                check([fails, *kills(then, AGENT_OF[other])])
+                check([fails, *kills(then, GUARDIAN_OF[other], AGENT_OF[other])])
+                check([fails, Fault(then, "reboot", other, 1.0)])
+
+
+# --- a recovery that began before the migration was under way
+
+ENDS = [("break", "link", 0.0), ("cut", AGENTS, 150.0), ("kill", AGENT_OF[SOURCE], 0.0)]
+
+
+def early_recoveries() -> Iterator[tuple[int, list[Fault]]]:
+    for begin in range(3, 14):
+        for end in range(50, 72):
+            for kind, where, amount in ENDS:
+                for seed in range(3):
+                    faults = [Fault(begin, "recover", SOURCE), Fault(end, kind, where, amount)]
+                    yield seed, faults
+
+
+def test_a_recovery_that_began_too_early_brings_no_old_word() -> None:
+    for seed, faults in early_recoveries():
+        assert attempt(seed, faults) is None, (seed, faults)
+
+
+def test_one_that_asks_the_destination_first_does() -> None:
+    async def destination_first(ask: Any, told: Any, forget: Any) -> Recovered:
+        first = await ask(DESTINATION, None)
+
+        async def ask_again(role: str, word: str | None) -> Any:
+            if role == DESTINATION:
+                return first
+            known = None if isinstance(first, AgentError) else first["word"]
+            return await ask(role, word or known)
+
+        return await carry(ask_again, told, forget)
+
+    def alter(world: World) -> None:
+        world.carry = destination_first
+
+    caught = {attempt(seed, faults, alter) for seed, faults in early_recoveries()} - {None}
+    assert caught == {"Violation: both hosts have the address"}
