@@ -50,5 +50,6 @@ soak: venv lab ## 500 migrations there and back under 50 connections: nothing gr
 	@mkdir -p results
 	$(PYTHON) -m tests.chaos.soak --json results/soak.json
 
-nightly: venv ## fuzz the decoder of TCP streams for ten minutes
+nightly: venv ## a million simulated migrations; fuzz the decoder of TCP streams for ten minutes
+	$(PYTHON) -m tests.simulation --schedules 1000000
 	STREAMFERRY_FUZZ_SECONDS=600 $(PYTHON) -m pytest tests/unit/test_stream_fuzz.py

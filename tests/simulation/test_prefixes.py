@@ -44,21 +44,36 @@ def crashes(at: int) -> Iterator[list[Fault]]:
     yield kills(at, "orchestrator")
 
 
-PATHS: dict[str, list[Fault]] = {
-    "nothing goes wrong": [],
-    "cancelled": [Fault(38, "cancel", SOURCE)],
-    "the link breaks before the hand-over": [Fault(45, "break", "link")],
-    "the link breaks after the hand-over": [Fault(58, "break", "link")],
-    "the hand-over is lost": [Fault(50, "spoil", "lose")],
-    "the hand-over cannot be written": [Fault(40, "sync", SOURCE)],
-    "the commit cannot be written": [Fault(45, "sync", DESTINATION)],
-    "the destination's disk is full": [Fault(45, "full", DESTINATION, 300.0)],
-    "the source's disk is full": [Fault(60, "full", SOURCE, 300.0)],
-    "the source's agent is killed in doubt": [
-        Fault(58, "break", "link"), *kills(62, AGENT_OF[SOURCE]),
-    ],
-    "the destination's agent is killed after the hand-over": kills(60, AGENT_OF[DESTINATION]),
-    "somebody recovers meanwhile": [Fault(50, "recover", "id")],
+_RECOVER = [Fault(50, "recover", "id")]
+_LOST = ("move", SOURCE, "handed-over", "lost")
+# What goes wrong, and a sign that it does so where it should.
+PATHS: dict[str, tuple[list[Fault], tuple[str, ...]]] = {
+    "nothing goes wrong": ([], ("ending", "migrated")),
+    "cancelled": ([Fault(38, "cancel", SOURCE)], ("move", SOURCE, "frozen", "fail")),
+    "the link breaks before the hand-over": (
+        [Fault(45, "break", "link")], ("move", SOURCE, "shipped", "fail"),
+    ),
+    "the link breaks after the hand-over": (
+        [Fault(58, "break", "link")], ("resolved", "committed"),
+    ),
+    "the hand-over is lost": ([Fault(50, "spoil", "lose")], ("fault", "lose", "handover")),
+    "the hand-over cannot be written": (
+        [Fault(40, "sync", SOURCE)], ("fault", "sync fails at", SOURCE, "handed-over"),
+    ),
+    "the commit cannot be written": (
+        [Fault(45, "sync", DESTINATION)], ("move", DESTINATION, "taking-over", "fail"),
+    ),
+    "the destination's disk is full": (
+        [Fault(45, "full", DESTINATION, 300.0)], ("move", DESTINATION, "restored", "fail"),
+    ),
+    "the source's disk is full": ([Fault(60, "full", SOURCE, 300.0)], ("ending", "migrated")),
+    "the source's agent is killed in doubt": (
+        [Fault(58, "break", "link"), *kills(62, AGENT_OF[SOURCE])], ("told", "migrated", ""),
+    ),
+    "the destination's agent is killed after the hand-over": (
+        kills(60, AGENT_OF[DESTINATION]), _LOST,
+    ),
+    "somebody recovers meanwhile": (_RECOVER, ("fault", "recover", "id")),
 }  # fmt: skip
 
 
@@ -73,9 +88,10 @@ def check(faults: list[Fault]) -> None:
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_crash_after_each_step_of_a_path(name: str) -> None:
-    path = PATHS[name]
-    length = run(0, path).steps
-    assert length > 70
+    path, sign = PATHS[name]
+    world = run(0, path)
+    length = world.steps
+    assert length > 70 and world.cover[sign]
     for at in range(length):
         for crash in crashes(at):
             check([*path, *crash])
