@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -54,9 +56,10 @@ def test_a_process_that_runs_again_leaves_its_agent_time_for_the_rest() -> None:
 
 
 AGENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from agent.journal import Journal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 journal = Journal.open(sys.argv[1], "source", Path(sys.argv[2]))
 print("held", flush=True)
 time.sleep(600)
@@ -76,8 +79,8 @@ def test_an_agent_in_doubt_that_does_not_go_when_asked_is_killed(
             assert agent.stdout.readline() == b"held\n"
             # Whoever holds it writes; here it is its own agent that is said to hang.
             facts = {"plan": {}, "agent": agent.pid, "agent_born": proc.born(agent.pid)}
-            Journal.record(_of(journal.path), "in-doubt", Log.DECISION, facts)
-            agent.send_signal(signal.SIGSTOP)
+            with contextlib.closing(_of(journal.path)) as held:
+                held.record("in-doubt", Log.DECISION, facts)
             monkeypatch.setattr(recovery, "Successor", lambda _: _Nothing())
             settled = settle_when_free(ID, SOURCE, None, 20.0, tmp_path)
             assert settled.state == "in-doubt"
@@ -87,8 +90,6 @@ def test_an_agent_in_doubt_that_does_not_go_when_asked_is_killed(
 
 
 def _of(path: Path) -> Journal:
-    import os
-
     return Journal(path, os.open(path, os.O_RDWR), History(ID, SOURCE), 4)
 
 
