@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from agent.errors import AgentError
 from orchestrator.migration.result import IN_DOUBT
-from tests.simulation.agents import Link
 from tests.simulation.faults import Fault, choose, strike
+from tests.simulation.link import Link
 from tests.simulation.orchestrators import Migration, Recovery
 from tests.simulation.world import Violation, World
 
