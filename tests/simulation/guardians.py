@@ -134,7 +134,7 @@ class Settler(_Asked):
     def _send_away(self) -> None:
         host, world = self.host, self.world
         assert host is not None
-        history, agent = host.history(), world.agents.get(host.role)
+        history, agent = host.history(), world.agents[host.role]
         if history is None or history.state != "in-doubt" or not agent.alive:
             return
         self.asked = self.asked or world.now

@@ -14,7 +14,7 @@ from agent.journal import Entry, History
 from agent.protocol import DESTINATION, SOURCE, Log
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from tests.simulation.world import Process, World
 
 ID = "20261124-120000-abcdef"
 NONE, RUNS, FROZEN, STOPPED = "none", "runs", "frozen", "stopped"
@@ -56,7 +56,7 @@ class Host:
         self.full = False  # the disk takes no more records
         self.sync_fails = False  # the next decision cannot be synced
         self.failing = 0  # so many actions fail
-        self.processes: list[Any] = []
+        self.processes: list[Process] = []
         self.copy, self.locked, self.address = NONE, False, False
         self.restored = 0  # of the destination's streams
         self.repair = False  # the source's streams are dumped, and silent

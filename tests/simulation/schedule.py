@@ -62,6 +62,7 @@ def _disturbed(world: World, faults: list[Fault]) -> None:
         at = pending[-1].at
         while world.steps < at and world.outside and step():
             pass
+        # When the orchestrator is through, the rest strikes what it left, soon one after another.
         if not world.outside and pending[-1].kind != "recover":
             at = world.steps
             while world.steps < at + 3 and step():
