@@ -8,6 +8,7 @@ the journal when that breaks. An agent that hangs with the process frozen is kil
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -17,15 +18,17 @@ import time
 from pathlib import Path
 
 from agent.journal import DIRECTORY, History, read
-from agent.protocol import DESTINATION, TABLES, Found
+from agent.protocol import SOURCE, TABLES, Found
 
 _CODE = (
     "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)];"
     "from agent.guardian import main; main()"
 )
 _LOOK = 1.0  # seconds between looks into the journal of an agent that lives
+_UNLOCKED = 180.0  # seconds until the lock: the two agents are told to run within moments
 _SLACK = 90.0  # seconds over the blackout: an undo waits up to a minute for CRIU
 _RELEASE = 3.0  # seconds from the commit to the process running
+_END = 30.0  # seconds from the commit to the end of it all
 _BUSY_PATIENCE = 30.0  # seconds for somebody else who holds the journal
 _DISMISSED = b"d"
 
@@ -90,29 +93,49 @@ def main() -> None:
 
 def _watch(directory: Path, migration_id: str, role: str, watched: int, pidfd: int) -> bool:
     """Wait for the agent's end, or end it; whether the guardian was dismissed."""
+    patience = Patience()
     while True:
         ready = select.select([watched], [], [], _LOOK)[0]
         if ready:
             return os.read(watched, 1) == _DISMISSED
         with contextlib.suppress(FileNotFoundError):
-            if hangs(read(directory / f"{migration_id}-{role}", migration_id, role), time.time()):
+            history = read(directory / f"{migration_id}-{role}", migration_id, role)
+            if patience.is_over(history, time.monotonic()):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 select.select([pidfd], [], [])
                 return False
 
 
-def hangs(history: History, now: float) -> bool:
-    """Whether the agent takes longer than any that is well; `now`: seconds since the epoch."""
+class Patience:
+    """Tells when an agent takes longer than any that is well. No I/O.
+
+    Each stage is timed from when it is first seen: the journal's own times are those of a clock
+    that can be set.
+    """
+
+    def __init__(self) -> None:
+        self._stage, self._since = "", 0.0
+
+    def is_over(self, history: History, now: float) -> bool:
+        """`now`: seconds of a clock that is never set."""
+        stage, limit = stage_of(history)
+        if stage != self._stage:
+            self._stage, self._since = stage, now
+        return now - self._since > limit
+
+
+def stage_of(history: History) -> tuple[str, float]:
+    """What an agent is at, and the seconds in which any that is well gets beyond it."""
     table = TABLES[history.role]
     if table.states[history.state].found is Found.ASK and history.state not in table.silence:
-        return False  # in doubt: it may wait for ever
-    decided = history.entered("committed")
-    if history.role == DESTINATION and decided is not None and "resumed" not in history.facts:
-        return abs(now - decided.at) > _RELEASE  # nothing else keeps the process here
-    since = history.entered("locked")
-    limit = float(history.facts["plan"]["max_blackout"]) + _SLACK
-    return since is not None and abs(now - since.at) > limit
+        return "in doubt", math.inf
+    if history.entered("committed") is not None:
+        running = history.role == SOURCE or "resumed" in history.facts
+        return ("ending", _END) if running else ("releasing", _RELEASE)
+    if history.entered("locked") is not None:
+        return "blackout", float(history.facts["plan"]["max_blackout"]) + _SLACK
+    return "preparing", _UNLOCKED
 
 
 def _take_over(directory: Path, migration_id: str, role: str) -> None:

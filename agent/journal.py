@@ -35,11 +35,11 @@ from agent.protocol import TABLES, Log
 
 DIRECTORY = Path("/var/lib/streamferry/journal")
 
-_MAGIC = b"SFJ1"
-_HEAD = struct.Struct("!II")
+MAGIC = b"SFJ1"
+HEAD = struct.Struct("!II")
 _ROOM = 16 << 10  # bytes written ahead, so that a decision needs no more room, nor metadata
-_LARGEST = 64 << 20  # bytes of a journal; a plan has limits of its own
-_NAME = re.compile(rf"({ID_PATTERN.pattern})-({'|'.join(TABLES)})")
+LARGEST = 64 << 20  # bytes of a journal; a plan has limits of its own
+NAME = re.compile(rf"({ID_PATTERN.pattern})-({'|'.join(TABLES)})")
 
 Facts = dict[str, Any]
 
@@ -49,6 +49,12 @@ class JournalError(AgentError):
     template = "the journal {path} cannot be used: {detail}"
     hint_template = "The agent needs a disk with room for {path}, in a directory of its own."
     exit_status = EXIT_REFUSED
+
+
+class JournalDamaged(JournalError):
+    code = "journal-damaged"
+    template = "the journal {path} cannot be gone by: {detail}"
+    hint_template = "See `migrate doctor`; remove it once that migration is known to be over."
 
 
 class JournalBusy(AgentError):
@@ -121,11 +127,11 @@ class Journal:
             private.make(directory)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(path, flags, 0o600)
-        journal = cls(path, fd, History(migration_id, role), len(_MAGIC))
+        journal = cls(path, fd, History(migration_id, role), len(MAGIC))
         try:
             with _as_journal_error(path):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.pwrite(fd, _MAGIC.ljust(_ROOM, b"\0"), 0)
+                os.pwrite(fd, MAGIC.ljust(_ROOM, b"\0"), 0)
                 os.fsync(fd)
                 _sync_directory(directory)
         except BaseException:
@@ -137,7 +143,8 @@ class Journal:
     def open(cls, migration_id: str, role: str, directory: Path = DIRECTORY) -> Journal | None:
         """The one of a dead agent, or None where there is none.
 
-        Raises `JournalBusy` while the agent (or another who acts for it) lives, `JournalError`.
+        Raises `JournalBusy` while the agent (or another who acts for it) lives, `JournalDamaged`
+        where it tells nothing and yet had been written, `JournalError`.
         """
         path = directory / f"{migration_id}-{role}"
         try:
@@ -152,7 +159,9 @@ class Journal:
             if os.fstat(fd).st_nlink == 0:  # it has ended meanwhile
                 os.close(fd)
                 return None
-            entries, end = _read(fd)
+            entries, end = whole_records(fd)
+            if not entries and (why := _why_unread(fd)) is not None:
+                raise JournalDamaged(path=str(path), detail=why)
         except BlockingIOError:
             os.close(fd)
             raise JournalBusy(id=migration_id) from None
@@ -167,7 +176,7 @@ class Journal:
         """Append a record; a decision is on disk when this returns. Raises `JournalError`."""
         entry = Entry(state, time.time(), facts)
         body = msgpack.packb({"state": state, "at": entry.at, "facts": facts})
-        data = _HEAD.pack(len(body), zlib.crc32(body)) + body
+        data = HEAD.pack(len(body), zlib.crc32(body)) + body
         with _as_journal_error(self.path):
             if self._full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -212,7 +221,7 @@ class Journal:
 
 def checked_name(migration_id: object, role: object) -> None:
     """Raises `ProtocolError` for what cannot be the name of a journal."""
-    if not isinstance(migration_id, str) or not _NAME.fullmatch(f"{migration_id}-{role}"):
+    if not isinstance(migration_id, str) or not NAME.fullmatch(f"{migration_id}-{role}"):
         raise ProtocolError(detail=f"{shown(migration_id, 80)} is no migration's id")
 
 
@@ -233,7 +242,7 @@ def histories(directory: Path = DIRECTORY) -> Iterator[History]:
     except OSError as error:
         raise JournalError(path=str(directory), detail=error.strerror or "") from None
     for name in names:
-        if match := _NAME.fullmatch(name):
+        if match := NAME.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):
                 yield read(directory / name, *match.groups())
 
@@ -245,24 +254,40 @@ def read(path: Path, migration_id: str, role: str) -> History:
     try:
         with _as_journal_error(path):
             private.check_file(fd)
-        return History(migration_id, role, _read(fd)[0])
+        return History(migration_id, role, whole_records(fd)[0])
     finally:
         os.close(fd)
 
 
-def _read(fd: int) -> tuple[list[Entry], int]:
+def whole_records(fd: int) -> tuple[list[Entry], int]:
     """The whole records from the beginning, and where the last of them ends."""
-    data = os.pread(fd, min(os.fstat(fd).st_size, _LARGEST), 0)
+    data = os.pread(fd, min(os.fstat(fd).st_size, LARGEST), 0)
     entries: list[Entry] = []
-    at = len(_MAGIC)
-    while data.startswith(_MAGIC) and at + _HEAD.size <= len(data):
-        length, crc = _HEAD.unpack_from(data, at)
-        body = data[at + _HEAD.size : at + _HEAD.size + length]
+    at = len(MAGIC)
+    while data.startswith(MAGIC) and at + HEAD.size <= len(data):
+        length, crc = HEAD.unpack_from(data, at)
+        body = data[at + HEAD.size : at + HEAD.size + length]
         if not length or len(body) < length or zlib.crc32(body) != crc:
             break
         entries.append(_entry(body))
-        at += _HEAD.size + length
+        at += HEAD.size + length
     return entries, at
+
+
+def _why_unread(fd: int) -> str | None:
+    """Why a journal without a whole record is not that of an agent which died before its first.
+
+    The first is a decision: nothing is written behind it before it is on disk.
+    """
+    data = os.pread(fd, LARGEST, 0)
+    magic = data[: len(MAGIC)]
+    if magic != MAGIC and any(magic) and not MAGIC.startswith(magic.rstrip(b"\0")):
+        return "it is of another version of Streamferry, or is none"
+    if len(data) < len(MAGIC) + HEAD.size:
+        return None
+    length, _ = HEAD.unpack_from(data, len(MAGIC))
+    behind = data[len(MAGIC) + HEAD.size + length :]
+    return "its first record is damaged" if length and any(behind) else None
 
 
 def _entry(body: bytes) -> Entry:

@@ -80,7 +80,8 @@ class Successor:
         if not self._same_boot:
             return []
         if self._role == SOURCE:
-            return self._members() if proc.born(self.plan.pid) == self._facts.get("born") else []
+            born = self._facts.get("born")
+            return self._members() if born and proc.born(self.plan.pid) == born else []
         began = self._history.entered("restoring")
         since = int(began.facts.get("ticks", 0)) if began is not None else 0
         return [pid for pid in self.plan.tree if since and proc.born(pid) >= since]

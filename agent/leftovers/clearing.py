@@ -25,7 +25,7 @@ from agent.leftovers.processes import Processes, tracees
 from agent.leftovers.seen import Leftover, Places
 from agent.netlock import apply, render
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found
-from agent.recovery import settle
+from agent.recovery import forget, settle
 
 _PATIENCE = 3.0  # seconds for a process that is asked to end, and for one that is killed
 
@@ -70,6 +70,8 @@ def _settle(migration: str, role: str, places: Places) -> None:
         if journal is None:
             return
     settle(migration, role, None, places.journals)
+    if role == SOURCE:  # that its copy is lost, where it is, has been told by the finding
+        forget(migration, places.journals)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Reads the journals of a host without taking their locks, and says which cannot be gone by.
 
-Recovery takes a journal without a whole record for one of an agent that died before its first line,
-and removes it. That is right of a torn record with nothing behind it. A journal of a newer format,
-or one that is damaged, looks the same to it: those are told apart here, and never settled.
+A journal without a whole record is that of an agent which died before its first line, where nothing
+is behind what is torn. One of a newer format, or one that is damaged, is told apart from it here,
+and never settled (recovery refuses those without a first record, too).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.successor import Successor
 
 EMPTY, DAMAGED, NEWER, UNREADABLE = "empty", "damaged", "newer", "unreadable"
 
-_FAMILY = journal._MAGIC[:-1]  # of every format there will be
+_FAMILY = journal.MAGIC[:-1]  # of every format there will be
 
 
 def look(directory: Path) -> list[SeenJournal]:
@@ -33,7 +33,7 @@ def look(directory: Path) -> list[SeenJournal]:
     except FileNotFoundError:
         return []
     for name in names:
-        if match := journal._NAME.fullmatch(name):
+        if match := journal.NAME.fullmatch(name):
             migration, role = match.groups()
             try:
                 found.append(_look(directory / name, migration, role))
@@ -91,13 +91,13 @@ def _is_busy(fd: int) -> bool:
 
 def read(fd: int, role: str) -> tuple[str, list[journal.Entry]]:
     """What is wrong with an open journal ("" where nothing is), and its records."""
-    data = os.pread(fd, min(os.fstat(fd).st_size, journal._LARGEST), 0)
-    if not data.startswith(journal._MAGIC):
+    data = os.pread(fd, min(os.fstat(fd).st_size, journal.LARGEST), 0)
+    if not data.startswith(journal.MAGIC):
         if not any(data):
             return EMPTY, []
         return (NEWER if data.startswith(_FAMILY) else DAMAGED), []
     try:
-        entries, end = journal._read(fd)
+        entries, end = journal.whole_records(fd)
         states: set[Any] = {entry.state for entry in entries}
     except Exception:  # whole records that are not as this version writes them
         return NEWER, []
@@ -110,7 +110,7 @@ def read(fd: int, role: str) -> tuple[str, list[journal.Entry]]:
 
 def _goes_on(data: bytes, end: int) -> bool:
     """Whether there is something behind the record that is not whole."""
-    head = journal._HEAD
+    head = journal.HEAD
     if len(data) < end + head.size:
         return False
     length, _ = head.unpack_from(data, end)

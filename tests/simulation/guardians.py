@@ -1,6 +1,6 @@
 """Those who end what an agent left: its guardian, and what `migrate recover` starts on a host.
 
-Both take the steps of `agent.recovery.settling`; the guardian kills by `agent.guardian.hangs`.
+Both take the steps of `agent.recovery.settling`; the guardian kills by `agent.guardian.Patience`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.errors import AgentError
-from agent.guardian import hangs
+from agent.guardian import Patience
 from agent.journal import JournalBusy
 from agent.protocol import TABLES, Found
 from agent.recovery import RecoveryIncomplete, Settled, settling
@@ -61,9 +61,10 @@ class Guardian(Process):
     def life(self) -> Life:
         host, world, agent = self.host, self.world, self.agent
         assert host is not None
+        patience = Patience()
         while agent.alive and not self.dismissed:
             history = host.history()
-            if history is not None and history.entries and hangs(history, world.now):
+            if history is not None and history.entries and patience.is_over(history, world.now):
                 world.note(f"{self.name}: its agent hangs in {history.state}")
                 world.cover["guardian", "kills", host.role, history.state] += 1
                 agent.die()

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from agent.journal import _HEAD, Journal
+from agent.journal import HEAD, Journal
 from agent.leftovers import journals
 from agent.leftovers.seen import SeenJournal
 from agent.protocol import DESTINATION, SOURCE, TABLES, Log
@@ -23,7 +23,7 @@ def look(directory: Path) -> SeenJournal:
 
 def record(state: str) -> bytes:
     body = msgpack.packb({"state": state, "at": 1.0, "facts": {}})
-    return _HEAD.pack(len(body), zlib.crc32(body)) + body
+    return HEAD.pack(len(body), zlib.crc32(body)) + body
 
 
 @pytest.mark.parametrize("role", TABLES)
@@ -88,7 +88,7 @@ def test_something_behind_a_record_that_is_not_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data", [b"SFJ2" + record("ready"), b"SFJ1" + record("teleported"),
-             b"SFJ1" + _HEAD.pack(1, zlib.crc32(b"\1")) + b"\1", b"SFJ1" + record("ready")],
+             b"SFJ1" + HEAD.pack(1, zlib.crc32(b"\1")) + b"\1", b"SFJ1" + record("ready")],
 )  # fmt: skip
 def test_of_a_newer_format(tmp_path: Path, data: bytes) -> None:
     """The last has no plan that this version could read."""

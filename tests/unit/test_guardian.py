@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from agent.guardian import _stage
+from agent.guardian import stage_of
 from agent.journal import Entry, History
 from agent.protocol import DESTINATION, SOURCE, TABLES
 
@@ -24,10 +24,11 @@ def history(role: str, *states: str, **facts: object) -> History:
     (SOURCE, ["ready", "locked"], "blackout", 63, 200),
     (SOURCE, ["ready", "locked", "frozen"], "blackout", 63, 200),
     (SOURCE, ["ready", "locked", "frozen", "rolling-back"], "blackout", 63, 200),
-    (SOURCE, ["ready", "locked", "frozen", "handed-over"], "waiting", math.inf, math.inf),
-    (SOURCE, ["ready", "locked", "handed-over", "in-doubt"], "waiting", math.inf, math.inf),
+    (SOURCE, ["ready", "locked", "frozen", "handed-over"], "blackout", 63, 200),
+    (SOURCE, ["ready", "locked", "handed-over", "in-doubt"], "in doubt", math.inf, math.inf),
     (SOURCE, ["ready", "locked", "handed-over", "committed"], "ending", 10, 60),
-    (SOURCE, ["ready", "locked", "handed-over", "migrated"], "waiting", math.inf, math.inf),
+    (SOURCE, ["ready", "locked", "handed-over", "committed", "migrated"], "ending", 10, 60),
+    (DESTINATION, ["ready", "locked", "undoing", "rolled-back"], "blackout", 63, 200),
     (DESTINATION, ["ready", "locked", "restoring"], "blackout", 63, 200),
     (DESTINATION, ["ready", "locked", "taking-over", "committed"], "releasing", 1, 5),
     (DESTINATION, ["ready", "locked", "undoing"], "blackout", 63, 200),
@@ -35,16 +36,16 @@ def history(role: str, *states: str, **facts: object) -> History:
 def test_each_stage_has_its_time(
     role: str, states: list[str], stage: str, least: float, most: float
 ) -> None:
-    name, limit = _stage(history(role, *states))
+    name, limit = stage_of(history(role, *states))
     assert name == stage and least <= limit <= most
 
 
 def test_once_the_process_runs_there_is_time_for_the_peers_to_wake() -> None:
-    name, limit = _stage(history(DESTINATION, "locked", "committed", resumed=True))
+    name, limit = stage_of(history(DESTINATION, "locked", "committed", resumed=True))
     assert (name, limit > 5) == ("ending", True)
 
 
-def test_every_state_has_a_stage() -> None:
+def test_every_state_has_astage_of() -> None:
     for role, table in TABLES.items():
         for state in table.states:
-            assert _stage(history(role, state))[1] > 0
+            assert stage_of(history(role, state))[1] > 0

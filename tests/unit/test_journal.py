@@ -11,7 +11,15 @@ import pytest
 
 from agent import journal as module
 from agent.errors import ProtocolError
-from agent.journal import Journal, JournalBusy, JournalError, checked_name, histories, read
+from agent.journal import (
+    Journal,
+    JournalBusy,
+    JournalDamaged,
+    JournalError,
+    checked_name,
+    histories,
+    read,
+)
 from agent.plan import new_id
 from agent.protocol import DESTINATION, SOURCE, Log
 
@@ -87,6 +95,27 @@ def test_one_that_comes_after_writes_over_the_torn_end(journal: Journal) -> None
 def test_one_that_never_got_its_first_record(tmp_path: Path, end: int) -> None:
     (tmp_path / f"{ID}-source").write_bytes(b"SFJ1"[:end])
     assert read(tmp_path / f"{ID}-source", ID, SOURCE).state == "idle"
+
+
+def test_one_that_was_written_and_tells_nothing_is_not_taken_for_empty(journal: Journal) -> None:
+    journal.record("ready", Log.DECISION, {"a": 1})
+    end = journal._end
+    journal.record("locked", Log.NOTE, {})
+    journal.close()
+    data = bytearray(journal.path.read_bytes())
+    for place, value in ((3, ord("2")), (0, ord("X")), (end - 1, data[end - 1] ^ 1)):
+        spoilt = bytearray(data)
+        spoilt[place] = value
+        journal.path.write_bytes(spoilt)
+        with pytest.raises(JournalDamaged):
+            Journal.open(ID, SOURCE, journal.path.parent)
+        assert journal.path.read_bytes() == spoilt
+    torn = data[: end - 5].ljust(len(data), b"\0")  # never got whole: nothing was done yet
+    for empty in (torn, bytes(len(data)), b"", b"SF".ljust(9, b"\0")):
+        journal.path.write_bytes(empty)
+        again = Journal.open(ID, SOURCE, journal.path.parent)
+        assert again is not None and not again.history.entries
+        again.close()
 
 
 def test_it_is_one_agents_alone(journal: Journal) -> None:
