@@ -13,7 +13,7 @@ import dataclasses
 import socket
 
 from agent.kernel import uapi
-from agent.tcp import urgent
+from agent.tcp import rtt, urgent
 from agent.tcp.fins import FIN_ACKED, FIN_RECEIVED, FIN_SENT, FINS
 from agent.tcp.segment import ACK, FIN, RST, Inject, segment
 from agent.tcp.stream import Stream
@@ -22,12 +22,15 @@ _TCP = socket.IPPROTO_TCP
 
 
 def settle(sock: socket.socket, stream: Stream, inject: Inject) -> None:
-    """Bring a restored socket to FIN_WAIT2 or CLOSE, where it was there; else do nothing.
+    """Bring a restored socket to FIN_WAIT2 or CLOSE, where it was there, and bring back what takes
+    a segment of the peer: urgent data, and the round-trip time where something is in flight.
 
     It is in repair mode and locked, and its local address is here. Raises `OSError`.
     """
     if stream.urgent:
         urgent.restore(sock, stream, inject)
+    if rtt.early(stream):
+        rtt.restore(sock, stream, inject)
     if stream.state == uapi.TCP_CLOSE:
         _end(sock, stream, inject)
     elif FINS.get(stream.state, 0) == FIN_SENT | FIN_ACKED:

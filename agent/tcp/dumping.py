@@ -24,8 +24,8 @@ _SOL = socket.SOL_SOCKET
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 # tcpi_state, tcpi_options, the byte of both window scales; tcpi_unacked and tcpi_sacked,
-# which for a listening socket are the accept queue's length and limit
-_INFO = struct.Struct("=B4xBB17xII")
+# which for a listening socket are the accept queue's length and limit; tcpi_rtt
+_INFO = struct.Struct("=B4xBB17xII36xI")
 _INFO_SIZE = 120  # to tcpi_max_pacing_rate, which `options` looks at
 
 _EVENTS = select.POLLIN | select.POLLPRI | select.POLLRDHUP
@@ -42,7 +42,7 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     """
     info = sock.getsockopt(_TCP, uapi.TCP_INFO, _INFO_SIZE)
     memory = sock.getsockopt(_SOL, uapi.SO_MEMINFO, uapi.MEMINFO.size)
-    state, negotiated, scales, accepting, accept_limit = _INFO.unpack_from(info)
+    state, negotiated, scales, accepting, accept_limit, rtt = _INFO.unpack_from(info)
     sizes = uapi.MEMINFO.unpack(memory)
     local = sock.getsockname()
     family = socket.AF_INET if len(local) == 2 else socket.AF_INET6  # sock.family is slow
@@ -86,6 +86,7 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     stream.negotiated = negotiated
     stream.send_scale = scales & 15
     stream.receive_scale = scales >> 4
+    stream.rtt = rtt
     stream.read_shut = int(bool(events & select.POLLRDHUP) and not received_fin(state))
     try:
         _dump_repair(sock, stream, events, info)

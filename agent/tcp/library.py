@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import connect_unspecified
-from agent.tcp import closing, dumping, restoring
+from agent.tcp import closing, dumping, restoring, rtt
 from agent.tcp.replay import Replayer
 from agent.tcp.segment import Inject
 from agent.tcp.stream import Stream
@@ -84,7 +84,8 @@ def _plain(sock: socket.socket) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _injector(stream: Stream) -> Iterator[Inject]:
-    if stream.state in (uapi.TCP_ESTABLISHED, uapi.TCP_SYN_SENT) and not stream.urgent:
+    plain = stream.state in (uapi.TCP_ESTABLISHED, uapi.TCP_SYN_SENT)
+    if plain and not stream.urgent and not rtt.early(stream):
         yield _nothing
         return
     replayer = Replayer()

@@ -13,7 +13,7 @@ import functools
 import socket
 
 from agent.kernel import uapi
-from agent.tcp import opening, options
+from agent.tcp import opening, options, rtt
 from agent.tcp.closing import close_again
 from agent.tcp.fins import acked_fin
 from agent.tcp.queues import write
@@ -139,6 +139,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         sent, unsent = sent[: -stream.unsent], sent[-stream.unsent :]
 
     _prepare_bind(stream, sock)
+    early = rtt.early(stream)
     received = stream.receive_queue
     if stream.urgent:
         received = received[: stream.urgent - 1]  # what is behind it has to follow it
@@ -152,7 +153,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
 
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     for queue, seq in (
-        (uapi.TCP_SEND_QUEUE, (stream.send_seq - acked_fin(stream.state)) & _MASK),
+        (uapi.TCP_SEND_QUEUE, (stream.send_seq - acked_fin(stream.state) - early) & _MASK),
         (uapi.TCP_RECV_QUEUE, stream.receive_seq),
     ):
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, queue)
@@ -178,6 +179,8 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     set_option(_TCP, uapi.TCP_REPAIR_WINDOW, windows)
     if sent:
         set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
+        if early:
+            write(sock, b"\0")  # a segment of its own
         write(sock, sent)
     if unsent:
         low_water = sock.getsockopt(_TCP, uapi.TCP_NOTSENT_LOWAT)

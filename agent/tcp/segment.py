@@ -27,11 +27,13 @@ def segment(
     *,
     at: int | None = None,
     acknowledged: int | None = None,
+    window: int | None = None,
     options: bytes = b"",
 ) -> bytes:
     """An IP packet as the peer would send it now: the window it had, no checksum.
 
-    It acknowledges what the peer has acknowledged, or as much as is given.
+    It acknowledges what the peer has acknowledged, or as much as is given. A `window` that is given
+    is the field of the header.
 
     Its data is at offset `at` of the receive queue, by default behind it; with `URG` the urgent
     pointer says that the last of it is urgent. Without the timestamp option it is taken all the
@@ -42,7 +44,8 @@ def segment(
         ipaddress.ip_address(host.removeprefix(_MAPPED)) for host in (stream.local[0], remote_host)
     )
     offset = len(stream.receive_queue) if at is None else at
-    window = min(stream.window[1] >> stream.send_scale, 0xFFFF) if stream.window else 0
+    if window is None:
+        window = min(stream.window[1] >> stream.send_scale, 0xFFFF) if stream.window else 0
     tcp = _HEADER.pack(
         remote_port,
         stream.local[1],

@@ -23,7 +23,7 @@ ALONE = frozenset({uapi.TCP_LISTEN, uapi.TCP_CLOSE})  # states without another e
 MOVABLE = frozenset({*FINS, uapi.TCP_SYN_SENT, uapi.TCP_CLOSE})
 MAX_QUEUE = 1 << 30  # bytes; more than the kernel lets a socket hold
 MAGIC = b"TCPS"
-VERSION = 1
+VERSION = 2
 _MAX_NAME = 64  # bytes of an address as text
 
 Address = tuple[str, int]
@@ -61,6 +61,7 @@ class Stream:
     send_scale: int = 0  # shift counts, RFC 7323
     receive_scale: int = 0
     timestamp: int = 0  # what TSval would have been at the dump
+    rtt: int = 0  # smoothed round-trip time in microseconds, 0 for none yet
     window: tuple[int, ...] = ()  # struct tcp_repair_window
     send_buffer: int = 0  # SO_SNDBUF as read (twice what was asked for)
     receive_buffer: int = 0
@@ -163,6 +164,7 @@ _LIMITS = {  # of an integer, exclusive
     "send_scale": 15,  # RFC 7323, section 2.3
     "receive_scale": 15,
     "timestamp": 1 << 32,
+    "rtt": 1 << 32,
     "send_buffer": _INT,
     "receive_buffer": _INT,
     "buffer_locks": 4,

@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.kernel import uapi
 from agent.tcp.restoring import probe_again
+from agent.tcp.rtt import early
 from agent.tcp.steal import state_of
 from agent.tcp.stream import Stream, format_address
 
@@ -47,7 +48,7 @@ class Waking:
         """
         if self.stream.state in _NOT_ASLEEP:
             self.wake_ms, self.probes = 0.0, 0
-        elif self.stream.state != uapi.TCP_ESTABLISHED:
+        elif self.stream.state != uapi.TCP_ESTABLISHED or early(self.stream):
             self.disregard()
 
     @property

@@ -30,6 +30,7 @@ LARGEST = {
     "send_scale": 14,
     "receive_scale": 14,
     "timestamp": (1 << 32) - 1,
+    "rtt": (1 << 32) - 1,
     "send_buffer": (1 << 31) - 1,
     "receive_buffer": (1 << 31) - 1,
     "buffer_locks": 3,
