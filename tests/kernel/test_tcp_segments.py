@@ -1,0 +1,359 @@
+"""Each segment that a moved connection sends, told by a peer that is a script.
+
+From the dump to the unlock there is none. At the release there is the window probe, and what
+follows is by what the peer answers: what was sent and lost comes again, what arrived does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from agent import tcp as engine
+from agent.kernel import uapi
+from agent.kernel.syscalls import ioctl_int
+from agent.tcp import Stream
+from agent.tcp.restoring import probe_again
+from tests.support.netns import wait_until
+from tests.support.scripted import MSS, Heard, Scripted, probe
+from tests.support.sites import Lab
+from tests.support.tun import ACK, tun_hosts
+
+_TCP = socket.IPPROTO_TCP
+_RETRANSMITTED = struct.Struct("=100xI")  # tcpi_total_retrans
+_TIMERS = struct.Struct("=8xI56xI")  # tcpi_rto, tcpi_rtt
+PLACES = ("another host", "fresh socket", "same socket", "rollback")
+PEERS: dict[str, dict[str, int]] = {
+    "all options": {},
+    "no timestamps": {"timestamps": False},
+    "no SACK": {"sack": False},
+    "no options": {"timestamps": False, "sack": False, "scaled": False},
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with contextlib.ExitStack() as undo:
+        hosts = undo.enter_context(tun_hosts("source", "destination", "client"))
+        for host in hosts:
+            host.sysctl("net/ipv4/tcp_no_metrics_save", 1)  # so that no connection knows of another
+        yield Lab(hosts, undo, quick=False)
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@dataclass
+class Service:
+    """The service's end, and its peer."""
+
+    lab: Lab
+    place: str
+    peer: Scripted
+    sock: socket.socket
+
+    def move(self, **changes: int) -> Stream:
+        """Everything up to the release, without a word; the image, with changes to its fields."""
+        here = self.peer.site
+        there = self.lab.other(here) if self.place == "another host" else here
+        for site in {here, there}:
+            site.lock(self.peer.connection)
+        stream = Stream.from_bytes(here.host.run(engine.dump, self.sock).to_bytes())
+        stream = replace(stream, **changes)
+        if self.place == "same socket":
+            engine.disconnect(self.sock)
+            there.host.run(engine.restore, stream, self.sock)
+        elif self.place != "rollback":
+            engine.abandon(self.sock)
+            self.sock = there.host.run(engine.restore, stream)
+        assert self.peer.heard() == []
+        if here is not there:
+            here.drop_address(self.peer.family)
+            there.take_address(self.peer.family)
+            self.peer.site = there
+        for site in {here, there}:
+            site.unlock()
+        assert self.peer.heard() == []
+        return stream
+
+    def release(self) -> list[Heard]:
+        """What is sent at the release."""
+        self.peer.site.host.run(engine.release, self.sock)
+        return self.peer.heard()
+
+    @property
+    def restored(self) -> bool:
+        return self.place != "rollback"
+
+    def queued(self) -> int:
+        return ioctl_int(self.sock.fileno(), uapi.SIOCOUTQ)
+
+    def retransmitted(self) -> int:
+        """Segments sent again since the socket was made."""
+        info = self.sock.getsockopt(_TCP, uapi.TCP_INFO, _RETRANSMITTED.size)
+        return int(_RETRANSMITTED.unpack(info)[0])
+
+    def timers(self) -> tuple[int, int]:
+        """The retransmission timeout and the smoothed round-trip time, in microseconds."""
+        info = self.sock.getsockopt(_TCP, uapi.TCP_INFO, _TIMERS.size)
+        timeout, rtt = _TIMERS.unpack(info)
+        return timeout, rtt
+
+    def hear(self, enough: Callable[[list[Heard]], bool]) -> list[Heard]:
+        """What comes by itself, by a timer."""
+        found: list[Heard] = []
+
+        def look() -> bool:
+            found.extend(self.peer.heard())
+            return enough(found)
+
+        wait_until("it was heard", look)
+        return found
+
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def start(lab: Lab, family: int, place: str) -> Iterator[Start]:
+    made: list[Service] = []
+    lab.sites[0].take_address(family)
+
+    def start(**peer: int) -> Service:
+        one = Scripted(lab.sites[0], family, **peer)
+        made.append(Service(lab, place, one, one.connect()))
+        return made[-1]
+
+    yield start
+    for one in made:
+        engine.abandon(one.sock)
+    for site in lab.sites:
+        site.unlock()
+        site.drop_address(family)
+    for host in lab.hosts:
+        host.sent()
+
+
+def pieces(data: bytes, begin: int, ack: int, size: int) -> list[Heard]:
+    """Data in segments of at most `size` bytes, from an offset on."""
+    return [
+        Heard(ACK, begin + at, data[at : at + size], ack, 0) for at in range(0, len(data), size)
+    ]
+
+
+def stream_of(found: list[Heard], begin: int) -> bytes:
+    """The data of segments that follow each other, none of it twice."""
+    data = b""
+    for one in found:
+        assert one.seq == begin + len(data), found
+        data += one.payload
+    return data
+
+
+def receive(
+    service: Service, data: bytes, arrived: int, late: list[Heard], others: Iterable[int] = ()
+) -> None:
+    """Be a receiver that has the first `arrived` bytes of `data`, and `others`, until it has all of
+    it, from what was heard already and what comes by a timer. Each byte comes once."""
+    peer, missing = service.peer, set(range(arrived, len(data))).difference(others)
+    while missing:
+        for one in late or service.hear(bool):
+            assert one.flags == ACK and one.payload, one
+            part = range(one.seq, one.seq + len(one.payload))
+            assert missing.issuperset(part), f"{one} is not of what is missing"
+            assert one.payload == data[part.start : part.stop], one
+            missing.difference_update(part)
+        late = []
+        first = min(missing, default=len(data))
+        blocks = (_behind(missing, first, len(data)),) if peer.sack and missing else ()
+        peer.say(ack=first, sacked=tuple(one for one in blocks if one))
+    assert service.queued() == 0 and peer.heard() == []
+
+
+def _behind(missing: set[int], hole: int, end: int) -> tuple[int, int] | None:
+    """The first block that has arrived behind a hole."""
+    start = next((at for at in range(hole, end) if at not in missing), None)
+    if start is None:
+        return None
+    return start, next((at for at in range(start, end) if at in missing), end)
+
+
+def largest(peer: Scripted) -> int:
+    """Bytes in a full segment: the peer's MSS without the timestamps (RFC 6691)."""
+    return MSS - 12 * peer.timestamps
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_nothing_was_to_do(start: Start, kind: str) -> None:
+    """One probe, and not another word: not to the answer either."""
+    service = start(**PEERS[kind])
+    service.move()
+    assert service.release() == [probe(0, 0)]
+    service.peer.say()
+    assert service.peer.heard() == []
+    service.sock.send(b"from here on")
+    assert service.peer.heard() == [Heard(ACK, 0, b"from here on", 0, 0)]
+
+
+def test_data_waits_to_be_read(start: Start) -> None:
+    service = start()
+    service.peer.say(b"request")
+    before = service.peer.heard()
+    edge = service.peer.right_edge
+    service.move()
+    assert service.release() == [probe(0, 7)]
+    assert service.peer.right_edge == edge or not before  # the window is the same to the byte
+    service.peer.say()
+    assert service.peer.heard() == []
+    assert service.sock.recv(100) == b"request"
+
+
+@pytest.mark.parametrize("kind", ["all options", "no SACK"])
+def test_sent_and_lost(start: Start, kind: str) -> None:
+    """It comes again, from its first byte to its last; nothing else does."""
+    lose(start(**PEERS[kind]))
+
+
+@pytest.mark.parametrize("kind", ["no timestamps", "no options"])
+@pytest.mark.parametrize("place", ["fresh socket"], indirect=True)
+@pytest.mark.parametrize("family", [4], indirect=True)
+def test_sent_and_lost_without_a_clock(start: Start, kind: str) -> None:
+    """The same, seconds later: the round-trip time could not be given back."""
+    lose(start(**PEERS[kind]))
+
+
+def lose(service: Service) -> None:
+    data = os.urandom(3 * MSS)
+    service.sock.send(data)
+    assert stream_of(service.peer.heard(), 0) == data
+    service.move()
+    assert service.release() == [probe(0, 0)]
+    service.peer.say()  # it has nothing of that
+    receive(service, data, 0, service.peer.heard())
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_sent_and_arrived(start: Start, kind: str) -> None:
+    """Only the acknowledgements were lost: the probe brings one, and nothing is sent again."""
+    service = start(**PEERS[kind])
+    data = os.urandom(3 * MSS)
+    service.sock.send(data)
+    assert stream_of(service.peer.heard(), 0) == data
+    service.move()
+    assert service.release() == [probe(0, 0)]
+    service.peer.say(ack=len(data))
+    assert service.queued() == 0
+    service.sock.send(b"more")
+    assert service.peer.heard() == [Heard(ACK, len(data), b"more", 0, 0)]
+    assert service.retransmitted() == 0
+
+
+@pytest.mark.parametrize("place", PLACES[:3], indirect=True)
+@pytest.mark.parametrize("rtt", [0, 1, 999, 1000, 150_000])
+def test_the_timers_go_by_the_round_trip_time_of_before(start: Start, rtt: int) -> None:
+    """Else the kernel waits three seconds for what was lost (TCP_TIMEOUT_FALLBACK). Twice, as a
+    connection may move again before it has heard anything."""
+    service = start()
+    service.sock.send(b"lost")
+    assert service.peer.heard() == pieces(b"lost", 0, 0, 4)
+    for _ in range(2):
+        stream = service.move(rtt=rtt)
+        assert (stream.send_seq - service.peer.isn - 1) & 0xFFFFFFFF == 0
+        assert service.release() == [probe(0, 0)]
+        timeout, measured = service.timers()
+        if rtt:
+            assert measured == pytest.approx(rtt, abs=10_000)
+            assert timeout < 1_000_000
+        else:
+            assert (measured, timeout) == (0, 3_000_000)
+    service.peer.say(ack=4)
+    assert service.queued() == 0 and service.peer.heard() == []
+
+
+def test_sent_and_arrived_in_part(start: Start) -> None:
+    """What the peer has is not sent again."""
+    service = start()
+    size = largest(service.peer)
+    data = os.urandom(3 * size)
+    service.sock.send(data)
+    service.peer.heard()
+    service.move()
+    assert service.release() == [probe(0, 0)]
+    service.peer.say(ack=size)
+    receive(service, data, size, service.peer.heard())
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_unsent(start: Start, kind: str) -> None:
+    """The peer's window was shut. With the answer that opens it all goes out, as new data."""
+    service = start(**PEERS[kind], window=2048)
+    data = os.urandom(8000)
+    service.sock.send(data)
+    first = stream_of(service.peer.heard(), 0)
+    rest = data[len(first) :]
+    assert first == data[: len(first)] and first and rest
+    service.peer.window = 0
+    service.peer.say(ack=len(first))
+    stream = service.move()
+    assert (len(stream.send_queue), stream.unsent) == (len(rest), len(rest))
+    assert service.release() == [probe(len(first), 0)]
+    service.peer.window = 20_000
+    service.peer.say(ack=len(first))
+    assert stream_of(service.peer.heard(), len(first)) == rest
+    service.peer.say(ack=len(first + rest))
+    assert service.queued() == 0 and service.retransmitted() == 0
+
+
+@pytest.mark.parametrize("arrived", [True, False], ids=["arrived", "lost"])
+def test_sent_and_unsent(start: Start, arrived: bool) -> None:
+    """The boundary: the unsent part comes at once, the sent part if it was lost only."""
+    service = start(window=3072)
+    data = os.urandom(8000)
+    service.sock.send(data)
+    sent = stream_of(service.peer.heard(), 0)
+    unsent = data[len(sent) :]
+    assert sent == data[: len(sent)] and sent and unsent
+    stream = service.move()
+    assert (len(stream.send_queue), stream.unsent) == (len(sent + unsent), len(unsent))
+    assert service.release() == [probe(0, 0)]
+    service.peer.window = 20_000
+    service.peer.say(ack=len(sent) if arrived else 0)
+    new = service.peer.heard()
+    assert stream_of(new, len(sent)) == unsent
+    if arrived:
+        service.peer.say(ack=len(data))
+        assert service.queued() == 0 and service.retransmitted() == 0
+    else:
+        service.peer.say(sacked=((len(sent), len(data)),))
+        receive(service, data, 0, service.peer.heard(), {*range(len(sent), len(data))})
+
+
+def test_the_probe_was_lost(start: Start) -> None:
+    """Asking again is one more of the same."""
+    service = start()
+    stream = service.move()
+    assert service.release() == [probe(0, 0)]
+    probe_again(service.sock, stream)
+    assert service.peer.heard() == [probe(0, 0)]
+
+
+def test_out_of_order_data(start: Start) -> None:
+    """What came behind a hole is left behind, and asked for: the peer still has it."""
+    service = start()
+    service.peer.say(b"5678", seq=4)
+    service.peer.heard()  # a SACK
+    service.move()
+    assert service.release() == [probe(0, 0)]
+    service.peer.say(b"1234")
+    assert [one.ack for one in service.peer.heard()] in ([], [4 if service.restored else 8])
+    service.peer.say(b"5678")
+    wait_until("all is here", lambda: ioctl_int(service.sock.fileno(), uapi.SIOCINQ) == 8)
+    assert service.sock.recv(100) == b"12345678"
