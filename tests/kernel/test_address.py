@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from agent import address as address_module
 from agent.address import AddressError, AddressMover, HeldAddress, inventory, route_device
+from agent.kernel.rtnetlink import Netlink
 from tests.support.netns import Host, wait_until
 from tests.support.tcp import AF
 
@@ -281,3 +283,22 @@ def test_a_device_without_ethernet_has_nothing_to_announce(
     assert loopback._mover._frames == []
     loopback.announce()
     loopback.remove()
+
+
+def test_add_waits_until_packets_are_delivered(
+    pair: tuple[Host, Host], mover: Callable[..., Mover], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel makes the route of an IPv6 address later, on a busy machine 0.1 s later."""
+    one = mover(pair[0], SERVICE[6], 64)
+    is_local, begin = Netlink.is_local, time.monotonic()
+
+    def late(netlink: Netlink, query: bytes) -> bool:
+        return time.monotonic() - begin > 0.2 and is_local(netlink, query)
+
+    monkeypatch.setattr(Netlink, "is_local", late)
+    one.add()
+    assert time.monotonic() - begin > 0.2
+    monkeypatch.setattr(Netlink, "is_local", lambda *_: False)
+    monkeypatch.setattr(address_module, "_LOCAL_ROUTE_TIMEOUT", 0.05)
+    with pytest.raises(AddressError, match="timed out"):
+        one.add()
