@@ -175,7 +175,7 @@ def test_speed(pair: tuple[Host, Host], agents: Callable[..., Agent], family: in
     """Capture and replay of full-sized segments; a duplicate costs TCP as much as a new one."""
     server, client = pair
     agent = agents(server, [server.address(family)])
-    client.command("ethtool", "-K", "eth0", "tso", "off", "gso", "off")
+    client.ip("link", "set", "eth0", "gso_max_segs", "1")
     with connected(server, client, family) as held:
         packets = send_while_locked(agent, held, os.urandom(1448 * 8))
         packets = [one for one in packets if len(one) > 1400]
