@@ -13,7 +13,7 @@ import dataclasses
 import socket
 
 from agent.kernel import uapi
-from agent.tcp import rtt, urgent
+from agent.tcp import options, rtt, urgent
 from agent.tcp.fins import FIN_ACKED, FIN_RECEIVED, FIN_SENT, FINS
 from agent.tcp.segment import ACK, FIN, RST, Inject, segment
 from agent.tcp.stream import Stream
@@ -46,6 +46,8 @@ def _end(sock: socket.socket, stream: Stream, inject: Inject) -> None:
     host, port = sock.getpeername()[:2]
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
     inject([segment(dataclasses.replace(stream, remote=(host, port)), RST)])
+    if device := options.device(stream.options):
+        sock.setsockopt(socket.SOL_SOCKET, uapi.SO_BINDTODEVICE, device)
     if not stream.error:
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 

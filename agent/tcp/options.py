@@ -45,6 +45,7 @@ _ECN = 3  # the bits of IP_TOS and IPV6_TCLASS that the kernel sets itself (RFC 
 _NO_OWNER = bytes(uapi.F_OWNER_EX.size)
 _LINGER = struct.Struct("=ii")  # struct linger { int l_onoff, l_linger; } (linux/socket.h)
 _FILTER = (_SOL, uapi.SO_ATTACH_FILTER)
+_DEVICE = (_SOL, uapi.SO_BINDTODEVICE)
 _REUSE = (_SOL, uapi.SO_REUSEADDR)
 _TRANSPARENT = (socket.IPPROTO_IP, uapi.IP_TRANSPARENT)
 _LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
@@ -298,6 +299,14 @@ def _given() -> dict[tuple[int, int], tuple[OptionValue, OptionValue]]:
 def late(options: Sequence[Recorded]) -> bool:
     """Whether `restore_late` or `restore_cleared` has any of them to set."""
     return any((level, number) in _AFTERWARDS for level, number, _ in options)
+
+
+def device(options: Sequence[Recorded]) -> bytes:
+    """The name in SO_BINDTODEVICE, empty where there is none."""
+    for level, number, value in options:
+        if (level, number) == _DEVICE and isinstance(value, bytes):
+            return value.rstrip(b"\0")
+    return b""
 
 
 def restore_late(sock: socket.socket, options: Sequence[Recorded]) -> None:

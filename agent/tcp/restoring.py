@@ -69,7 +69,9 @@ def restore(
 
 def _socket_address(stream: Stream, host: str, port: int) -> tuple[str | int, ...]:
     if stream.family == socket.AF_INET6:
-        return (host, port, 0, stream.scope)
+        # The device of a link-local address is among the options, by its name; its index may be
+        # another one here.
+        return (host, port, 0, 0 if options.device(stream.options) else stream.scope)
     return (host, port)
 
 
@@ -116,6 +118,8 @@ def _restore_closed(stream: Stream, sock: socket.socket) -> None:
     sock.setsockopt(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     sock.setsockopt(_TCP, uapi.TCP_QUEUE_SEQ, _signed(stream.receive_seq))
     opening.bind(sock, _socket_address(stream, *stream.local))
+    if options.device(stream.options):  # which does not reach that address; `settle` sets it again
+        sock.setsockopt(_SOL, uapi.SO_BINDTODEVICE, b"")
     host = opening.loopback(stream)
     for port in range(_FIRST_PORT, _LAST_PORT):
         try:

@@ -13,6 +13,7 @@ from tests.support.agents import Agent
 from tests.support.doctor import Doctor
 from tests.support.netns import Host, Namespace, network
 from tests.support.processes import Start, processes
+from tests.support.tcp import KINDS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +48,12 @@ def trio() -> Iterator[tuple[Host, Host, Host]]:
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
 def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """What a connection has for addresses."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -39,11 +39,11 @@ def close_both(server: socket.socket, client: socket.socket, *, reset: bool) -> 
 @pytest.mark.parametrize("reset", [False, True], ids=["ended", "reset"])
 @pytest.mark.parametrize("amount", [0, 1, 200_000])
 def test_data_and_end(
-    pair: tuple[Host, Host], family: int, amount: int, reset: bool, place: str
+    pair: tuple[Host, Host], kind: str, amount: int, reset: bool, place: str
 ) -> None:
     host, _ = pair
     data = os.urandom(amount)
-    with connected(*pair, family) as held, sniffing(pair[1]) as sniffer:
+    with connected(*pair, kind) as held, sniffing(pair[1]) as sniffer:
         held.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         held.client.sendall(data)
         wait_until("all is here", lambda: queued(held.server) == amount)
@@ -84,14 +84,14 @@ def read(sock: socket.socket, amount: int) -> bytes:
     return bytes(data)
 
 
-def test_many_from_one_port(pair: tuple[Host, Host], family: int) -> None:
+def test_many_from_one_port(pair: tuple[Host, Host], kind: str) -> None:
     """They have the same local end; each stands for itself."""
     host, _ = pair
     with contextlib.ExitStack() as stack:
         sockets = []
         port = 0
         for number in range(5):
-            held = stack.enter_context(connected(*pair, family, port))
+            held = stack.enter_context(connected(*pair, kind, port))
             port = held.server.getsockname()[1]
             held.client.sendall(bytes([number]))
             wait_until("it is here", lambda held=held: queued(held.server))  # type: ignore[misc]

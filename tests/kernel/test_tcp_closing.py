@@ -94,11 +94,11 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("amount", [0, 5000])
 @pytest.mark.parametrize("name", STATES)
 def test_state_bytes_and_end(
-    pair: tuple[Host, Host], family: int, place: str, name: str, amount: int
+    pair: tuple[Host, Host], kind: str, place: str, name: str, amount: int
 ) -> None:
     server, client = pair
     wanted = STATES[name]
-    with connected(server, client, family) as held, sniffing(client) as sniffer:
+    with connected(server, client, kind) as held, sniffing(client) as sniffer:
         case = Case(held, os.urandom(amount), os.urandom(amount))
         with contextlib.ExitStack() as silence:
             bring(case, wanted, client, silence)
@@ -127,10 +127,10 @@ def test_state_bytes_and_end(
         assert seen and not [one for one in seen if one.flags & RST]
 
 
-def test_fin_behind_unsent_data(pair: tuple[Host, Host], family: int, place: str) -> None:
+def test_fin_behind_unsent_data(pair: tuple[Host, Host], kind: str, place: str) -> None:
     """The peer's window is shut: data and FIN are queued, none of it sent."""
     server, client = pair
-    with connected(server, client, family) as held:
+    with connected(server, client, kind) as held:
         held.server.setblocking(False)
         data = bytearray()
         with contextlib.suppress(BlockingIOError):
@@ -146,12 +146,12 @@ def test_fin_behind_unsent_data(pair: tuple[Host, Host], family: int, place: str
 
 @pytest.mark.parametrize("sysctl", [0, 1])
 def test_windows_keep_their_scale(
-    pair: tuple[Host, Host], family: int, place: str, sysctl: int
+    pair: tuple[Host, Host], kind: str, place: str, sysctl: int
 ) -> None:
     """Also none: connect() in repair mode would choose one."""
     server, client = pair
     client.sysctl("net/ipv4/tcp_window_scaling", sysctl)
-    with connected(server, client, family) as held, sniffing(client) as sniffer:
+    with connected(server, client, kind) as held, sniffing(client) as sniffer:
         held.client.sendall(b"before")
         wait_until("it is here", lambda: queued(held.server) == 6)
         before = sniffer.segments(outgoing=False)[-1].tcp[14:16]
@@ -161,11 +161,11 @@ def test_windows_keep_their_scale(
 
 
 def test_a_segment_that_is_acknowledged_in_part(
-    pair: tuple[Host, Host], family: int, place: str
+    pair: tuple[Host, Host], kind: str, place: str
 ) -> None:
     """Two writes became one segment at the first move; the peer's answer to one of them is late."""
     server, client = pair
-    with connected(server, client, family) as held, contextlib.closing(server.run(Replayer)) as raw:
+    with connected(server, client, kind) as held, contextlib.closing(server.run(Replayer)) as raw:
         with deaf(client):
             held.server.sendall(b"first")
             held.server.sendall(b"2nd")

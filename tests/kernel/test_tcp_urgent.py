@@ -62,10 +62,10 @@ def queued(sock: socket.socket) -> int:
 @pytest.mark.parametrize("inline", [0, 1])
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 9), (9, 0), (5000, 70_000)])
 def test_unread(
-    pair: tuple[Host, Host], family: int, before: int, after: int, inline: int, place: str
+    pair: tuple[Host, Host], kind: str, before: int, after: int, inline: int, place: str
 ) -> None:
     head, tail = os.urandom(before), os.urandom(after)
-    with connected(*pair, family) as held:
+    with connected(*pair, kind) as held:
         held.server.setsockopt(_SOL, uapi.SO_OOBINLINE, inline)
         if head:
             held.client.sendall(head)
@@ -90,9 +90,9 @@ def test_unread(
         echo_works(held)
 
 
-def test_read_but_still_in_the_queue(pair: tuple[Host, Host], family: int) -> None:
+def test_read_but_still_in_the_queue(pair: tuple[Host, Host], kind: str) -> None:
     """The process has taken the byte out of line; it must not come again, and nothing is lost."""
-    with connected(*pair, family) as held:
+    with connected(*pair, kind) as held:
         held.client.sendall(b"before")
         held.client.send(b"!", socket.MSG_OOB)
         held.client.sendall(b"after")
@@ -106,8 +106,8 @@ def test_read_but_still_in_the_queue(pair: tuple[Host, Host], family: int) -> No
         echo_works(held)
 
 
-def test_half_closed_behind_it(pair: tuple[Host, Host], family: int) -> None:
-    with connected(*pair, family) as held:
+def test_half_closed_behind_it(pair: tuple[Host, Host], kind: str) -> None:
+    with connected(*pair, kind) as held:
         held.client.sendall(b"before")
         held.client.send(b"!", socket.MSG_OOB)
         held.client.sendall(b"after")
@@ -123,8 +123,8 @@ def test_half_closed_behind_it(pair: tuple[Host, Host], family: int) -> None:
         assert read_exactly(held.client, 3) == b"end"
 
 
-def test_rolled_back(pair: tuple[Host, Host], family: int) -> None:
-    with connected(*pair, family) as held:
+def test_rolled_back(pair: tuple[Host, Host], kind: str) -> None:
+    with connected(*pair, kind) as held:
         held.client.sendall(b"before")
         held.client.send(b"!", socket.MSG_OOB)
         held.client.sendall(b"after")

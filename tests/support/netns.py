@@ -89,6 +89,13 @@ class Host(Namespace):
         else:
             self.ip("address", "add", f"{address}/24", "dev", "eth0")
 
+    def link_local(self) -> str:
+        """Its address on the link alone, which it gets with the first call."""
+        address = self.address6.replace("fd99", "fe80")
+        if address not in self.ip("-6", "address", "show", "dev", "eth0"):
+            self.add_address(address)
+        return address
+
     def mac(self) -> str:
         return self.ip("-brief", "link", "show", "eth0").split()[2]
 

@@ -15,6 +15,7 @@ from agent.netlock.render import Connection
 from agent.tcp.replay import Segment, parse
 from tests.support.netns import Host, wait_until
 
+KINDS = ("ipv4", "ipv6", "mapped", "link-local")
 AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 _SND_WND_OFFSET = 228  # tcpi_snd_wnd, include/uapi/linux/tcp.h (since 5.4)
@@ -60,14 +61,50 @@ def connect(client: Host, listener: socket.socket) -> Pair:
 
 
 @contextlib.contextmanager
-def connected(server: Host, client: Host, family: int, port: int = 0) -> Iterator[Pair]:
-    """A connection to the server's own address; its listener is closed again."""
-    with listen(server, server.address(family), port) as listener:
-        pair = connect(client, listener)
+def connected(server: Host, client: Host, kind: int | str, port: int = 0) -> Iterator[Pair]:
+    """A connection to the server's own address of a family, or of one of `KINDS`; its listener is
+    closed again."""
+    family = {4: "ipv4", 6: "ipv6"}.get(kind, kind) if isinstance(kind, int) else kind
+    with _listen_as(server, family, port) as listener:
+        if family in ("ipv4", "ipv6"):
+            pair = connect(client, listener)
+        else:
+            pair = _connect_as(client, listener)
     try:
         yield pair
     finally:
         pair.close()
+
+
+def _listen_as(server: Host, kind: str, port: int) -> socket.socket:
+    if kind == "mapped":
+        return listen(server, f"::ffff:{server.address4}", port)
+    if kind != "link-local":
+        return listen(server, server.address(int(kind[3:])), port)
+    sock = server.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((server.link_local(), port, 0, server.run(socket.if_nametoindex, "eth0")))
+    sock.listen(64)
+    sock.settimeout(10)
+    return sock
+
+
+def _connect_as(client: Host, listener: socket.socket) -> Pair:
+    """Over IPv4 to a listener of IPv6, or with the scope of a link-local address."""
+    host, port = listener.getsockname()[:2]
+    if host.startswith("::ffff:"):
+        sock = client.socket(socket.AF_INET, socket.SOCK_STREAM)
+        address: tuple[str | int, ...] = (host.removeprefix("::ffff:"), port)
+    else:
+        sock = client.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        client.link_local()
+        index = client.run(socket.if_nametoindex, "eth0")
+        address = (host.partition("%")[0], port, 0, index)
+    sock.settimeout(10)
+    sock.connect(address)
+    served, _ = listener.accept()
+    served.settimeout(10)
+    return Pair(served, sock)
 
 
 def begin_connect(client: Host, address: str, port: int) -> socket.socket:
