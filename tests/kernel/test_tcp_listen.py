@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from agent import tcp
 from agent.kernel import uapi
 from agent.tcp.dumping import dump
 from agent.tcp.restoring import abandon, new_socket, release, restore
@@ -18,8 +19,10 @@ from tests.support.netns import Host, wait_until
 from tests.support.tcp import (
     begin_connect,
     connect,
+    connect_as,
     echo_works,
     listen,
+    listen_as,
     state,
 )
 
@@ -50,6 +53,21 @@ def test_a_listener(pair: tuple[Host, Host], family: int, backlog: int, blocking
         restored.settimeout(10)
         made = connect(client, restored)
         with contextlib.closing(made):
+            echo_works(made)
+
+
+def test_a_listener_in_place(pair: tuple[Host, Host], kind: str) -> None:
+    """It stops to listen, forgets all, and listens again as it did."""
+    server, client = pair
+    with listen_as(server, kind) as listener:
+        listener.setsockopt(_TCP, uapi.TCP_FASTOPEN, 5)
+        before = tcp.dump(listener)
+        tcp.disconnect(listener)
+        assert state(listener) == uapi.TCP_CLOSE
+        server.run(tcp.restore, before, listener)
+        tcp.release(listener)
+        assert tcp.dump(listener) == before
+        with contextlib.closing(connect_as(client, listener)) as made:
             echo_works(made)
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 from agent.kernel import uapi
-from agent.kernel.syscalls import ioctl_int
+from agent.kernel.syscalls import connect_unspecified, ioctl_int
 from agent.tcp.closing import settle
 from agent.tcp.dumping import dump
 from agent.tcp.inventory import connection_of
 from agent.tcp.options import OptionValue
 from agent.tcp.replay import RST
-from agent.tcp.restoring import abandon, release, restore
+from agent.tcp.restoring import abandon, leave_repair, release, restore
 from agent.tcp.rtt import early
 from agent.tcp.stream import Stream
 from tests.support.agents import Agent
@@ -96,10 +96,15 @@ class Move:
         agent.unlock()
 
 
-@pytest.fixture(params=["in place", "to another host"])
-def hosts(request: pytest.FixtureRequest) -> Iterator[list[Host]]:
+@pytest.fixture(params=["same socket", "same host", "another host"])
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def hosts(place: str) -> Iterator[list[Host]]:
     """Source, destination and client; the first two may be the same."""
-    if request.param == "in place":
+    if place != "another host":
         with network("server", "client") as (server, client):
             yield [server, server, client]
     else:
@@ -110,7 +115,7 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[list[Host]]:
 @pytest.mark.parametrize("kind", SERVICE)
 @pytest.mark.parametrize("case", CASES)
 def test_every_byte_and_number(
-    hosts: list[Host], agents: Callable[..., Agent], kind: str, case: str
+    hosts: list[Host], agents: Callable[..., Agent], place: str, kind: str, case: str
 ) -> None:
     queues = CASES[case]
     move = Move(hosts, SERVICE[kind], agents)
@@ -128,9 +133,12 @@ def test_every_byte_and_number(
             to_client = fill_up(pair.server, to_client)
             before = move.freeze(pair)
         assert_boundary(before, case)
-        abandon(pair.server)
-
-        pair.server = move.destination.run(restore, before)
+        if place == "same socket":
+            forget(pair.server)
+            move.destination.run(restore, before, pair.server)
+        else:
+            abandon(pair.server)
+            pair.server = move.destination.run(restore, before)
         assert_same(dump(pair.server), before, _USED_BY_RESTORE)
         move.take_over(pair.server, before)
         release(pair.server, before)
@@ -149,6 +157,13 @@ def test_every_byte_and_number(
             for name in ("buffer_locks", "send_buffer", "receive_buffer"):
                 assert getattr(after, name) == getattr(before, name), name
         release(pair.server, after)
+
+
+def forget(sock: socket.socket) -> None:
+    """As `agent.tcp.disconnect`, which is for sockets that its own `dump` has dumped."""
+    connect_unspecified(sock.fileno())
+    leave_repair(sock)
+    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def settled(image: Stream) -> list[tuple[int, int, OptionValue]]:

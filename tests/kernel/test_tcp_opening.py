@@ -29,9 +29,11 @@ from tests.support.tcp import (
     AF,
     Pair,
     begin_connect,
+    begin_connect_as,
     deaf,
     echo_works,
     listen,
+    listen_as,
     readable,
     sniffing,
     state,
@@ -150,6 +152,25 @@ def test_the_answer_comes_in_the_blackout(
         wait_until("data is here", lambda: readable(sock))
         seen = [*sniffer.segments(outgoing=True), *sniffer.segments(outgoing=False)]
         assert not [one for one in seen if one.flags & RST]
+        served.close()
+        sock.close()
+
+
+def test_each_kind_of_address(pair: tuple[Host, Host], kind: str, place: str) -> None:
+    server, client = pair
+    with listen_as(server, kind) as listener:
+        with deaf(server):
+            sock = begin_connect_as(client, listener)
+            local = sock.getsockname()
+            stream, sock = carried(client, sock, place)
+            assert stream.state == uapi.TCP_SYN_SENT
+            assert sock.getsockname() == local
+        client.run(release, sock)
+        served, name = listener.accept()
+        assert name == local
+        sock.settimeout(10)
+        served.settimeout(10)
+        echo_works(Pair(served, sock))
         served.close()
         sock.close()
 

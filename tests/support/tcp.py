@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
@@ -64,19 +65,16 @@ def connect(client: Host, listener: socket.socket) -> Pair:
 def connected(server: Host, client: Host, kind: int | str, port: int = 0) -> Iterator[Pair]:
     """A connection to the server's own address of a family, or of one of `KINDS`; its listener is
     closed again."""
-    family = {4: "ipv4", 6: "ipv6"}.get(kind, kind) if isinstance(kind, int) else kind
-    with _listen_as(server, family, port) as listener:
-        if family in ("ipv4", "ipv6"):
-            pair = connect(client, listener)
-        else:
-            pair = _connect_as(client, listener)
+    with listen_as(server, kind if isinstance(kind, str) else f"ipv{kind}", port) as listener:
+        pair = connect_as(client, listener)
     try:
         yield pair
     finally:
         pair.close()
 
 
-def _listen_as(server: Host, kind: str, port: int) -> socket.socket:
+def listen_as(server: Host, kind: str, port: int = 0) -> socket.socket:
+    """A listener at the server's own address of one of `KINDS`."""
     if kind == "mapped":
         return listen(server, f"::ffff:{server.address4}", port)
     if kind != "link-local":
@@ -89,22 +87,37 @@ def _listen_as(server: Host, kind: str, port: int) -> socket.socket:
     return sock
 
 
-def _connect_as(client: Host, listener: socket.socket) -> Pair:
-    """Over IPv4 to a listener of IPv6, or with the scope of a link-local address."""
-    host, port = listener.getsockname()[:2]
-    if host.startswith("::ffff:"):
-        sock = client.socket(socket.AF_INET, socket.SOCK_STREAM)
-        address: tuple[str | int, ...] = (host.removeprefix("::ffff:"), port)
-    else:
-        sock = client.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        client.link_local()
-        index = client.run(socket.if_nametoindex, "eth0")
-        address = (host.partition("%")[0], port, 0, index)
+def connect_as(client: Host, listener: socket.socket) -> Pair:
+    """A connection to it over IPv4 where it listens to a mapped address."""
+    family, address = _way_to(client, listener)
+    if family == socket.AF_INET6 and address[0].startswith("::ffff:"):
+        family, address = socket.AF_INET, (address[0].removeprefix("::ffff:"), address[1])
+    sock = client.socket(family, socket.SOCK_STREAM)
     sock.settimeout(10)
     sock.connect(address)
     served, _ = listener.accept()
     served.settimeout(10)
     return Pair(served, sock)
+
+
+def begin_connect_as(client: Host, listener: socket.socket) -> socket.socket:
+    """A socket of the listener's family that has sent it its SYN."""
+    family, address = _way_to(client, listener)
+    sock = client.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        sock.connect(address)
+    return sock
+
+
+def _way_to(client: Host, listener: socket.socket) -> tuple[int, tuple[Any, ...]]:
+    """The family and the address, with a scope where it needs one."""
+    host, port = listener.getsockname()[:2]
+    host = host.partition("%")[0]
+    if not host.startswith("fe80:"):
+        return listener.family, (host, port)
+    client.link_local()
+    return listener.family, (host, port, 0, client.run(socket.if_nametoindex, "eth0"))
 
 
 def begin_connect(client: Host, address: str, port: int) -> socket.socket:
