@@ -1,4 +1,4 @@
-"""Move TCP connections between sockets, processes and hosts: see docs/tcp-library.md.
+"""Move TCP connections between sockets, processes and hosts: see docs/tcp-engine.md.
 
     stream = dump(sock)        # in repair mode now: silent
     data = stream.to_bytes()

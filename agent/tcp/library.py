@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
@@ -18,6 +19,10 @@ from agent.tcp import closing, dumping, restoring, rtt
 from agent.tcp.replay import Replayer
 from agent.tcp.segment import Inject
 from agent.tcp.stream import Stream
+
+# Seconds for a new address to be delivered to: the kernel makes the local route of an IPv6 address
+# in a work item, after the request has been answered.
+_PATIENCE = 1.0
 
 _dumped: WeakKeyDictionary[socket.socket, Stream] = WeakKeyDictionary()
 _restored: WeakKeyDictionary[socket.socket, Stream] = WeakKeyDictionary()
@@ -84,15 +89,24 @@ def _plain(sock: socket.socket) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _injector(stream: Stream) -> Iterator[Inject]:
-    plain = stream.state in (uapi.TCP_ESTABLISHED, uapi.TCP_SYN_SENT)
-    if plain and not stream.urgent and not rtt.early(stream):
+    plain = stream.state in (uapi.TCP_ESTABLISHED, uapi.TCP_SYN_SENT) and not stream.urgent
+    if plain and not rtt.early(stream):
         yield _nothing
         return
-    replayer = Replayer()
+    try:
+        replayer = Replayer()
+    except PermissionError:
+        if not plain:
+            raise
+        yield len  # without its round-trip time; the peer's own answer acknowledges the same
+        return
 
     def inject(packets: list[bytes]) -> int:
-        count = replayer.inject(packets)
-        if count != len(packets):
+        deadline = time.monotonic() + _PATIENCE
+        while (count := replayer.inject(packets)) != len(packets):
+            if time.monotonic() < deadline:
+                os.sched_yield()
+                continue
             detail = f"{stream.local[0]} is not an address of this host"
             raise OSError(errno.EADDRNOTAVAIL, f"{os.strerror(errno.EADDRNOTAVAIL)}: {detail}")
         return count

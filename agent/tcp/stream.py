@@ -30,6 +30,8 @@ Address = tuple[str, int]
 
 
 class StreamError(AgentError):
+    """A socket that cannot be moved as it is, or an image that the kernel does not take."""
+
     code = "stream"
     template = "the TCP stream {stream} cannot be moved: {detail}"
     hint_template = "Let the connection settle or end, then run the migration again."
@@ -93,6 +95,7 @@ class Stream:
         return self.timestamp if self.timestamp & 1 else (self.timestamp + 2) & 0xFFFFFFFF
 
     def to_bytes(self) -> bytes:
+        """`TCPS`, a byte of version, msgpack: some 300 bytes, and the queues."""
         body: bytes = msgpack.packb(self.to_wire(), use_bin_type=True)
         return b"%b%c%b" % (MAGIC, VERSION, body)
 
