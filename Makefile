@@ -40,6 +40,7 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.stall
 	$(PYTHON) -m tests.bench.boundary
 	$(PYTHON) -m tests.bench.streams
+	$(PYTHON) -m tests.bench.criu
 	$(PYTHON) -m tests.bench.throughput
 
 chaos: venv lab ## every fault point, every action, under clients: a table, and results/chaos.json

@@ -31,8 +31,8 @@ from tests.support.lab import ROOT
 from tests.support.netns import Host, network
 
 RESULTS = ROOT / "results"
-BATCH = 9_000
-COUNTS = (1_000, 9_000, 45_000)
+BATCH = 10_000
+COUNTS = (1_000, 10_000, 50_000)
 ROUNDS = 3
 STEPS = ("steal", "dump", "encode", "decode", "restore", "release")
 _fork = multiprocessing.get_context("fork")
