@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 
 from agent import tcp as engine
 from agent.kernel import uapi
-from agent.tcp import closing, restoring
+from agent.tcp import closing, restoring, rtt
 from agent.tcp.inventory import connection_of
 from agent.tcp.stream import Stream
 from agent.tcp.wake import Waking
 from tests.support.sites import SERVICE, Lab, Site
 from tests.support.tcp import state
 from tests.support.tun import tun_hosts
-from tests.support.wire import ENDS, End, Wire, other
+from tests.support.wire import ENDS, End, Wire, other, signed
 
 KINDS = {"ipv4": 4, "ipv6": 6, "mapped": 4}
 MOVES = ("away", "fresh", "disconnect", "rollback")
@@ -198,6 +198,9 @@ class Run:
             here.host.run(engine.release, service.sock)
         else:
             image = Stream.from_bytes(stream.to_bytes())
+            assert service.isn is not None
+            before = signed(image.send_seq - service.isn - 1) - 1
+            service.early = before if rtt.early(image) else None
             self._rebuild(how, image, there)
             self._nothing_comes_out()
             if here is not there:
