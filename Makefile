@@ -43,9 +43,10 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.criu
 	$(PYTHON) -m tests.bench.throughput
 
-chaos: venv lab ## every fault point, every action, under clients: a table, and results/chaos.json
+chaos: venv lab ## every fault point and action, cuts, restarts: a table, and results/chaos.json
 	@mkdir -p results
 	$(PYTHON) -m tests.chaos.sweep --json results/chaos.json
+	STREAMFERRY_CHAOS=all $(PYTHON) -m pytest tests/chaos/test_partitions.py tests/chaos/test_reboots.py
 
 soak: venv lab ## 500 migrations there and back under 50 connections: nothing grows
 	@mkdir -p results

@@ -1,8 +1,9 @@
 """One session of the agent: the calls it allows, and its end.
 
-The session ends when stdin ends, when the other side breaks the protocol, or at SIGTERM,
-SIGHUP or SIGINT. A migration under way is told with `orchestrator_gone()` and awaited to
-its end: before the commit it undoes, after it goes forward. Only then the agent exits.
+The session ends when stdin ends, when the other side breaks the protocol or is silent for long
+(`agent.lease`), or at SIGTERM, SIGHUP or SIGINT. A migration under way is told with
+`orchestrator_gone()` and awaited to its end: before the commit it undoes, after it goes forward.
+Only then the agent exits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from agent.errors import AgentError, ProtocolError, shown
+from agent.lease import ALIVE, BEAT, Lease
 from agent.server import Handler, Server
 from agent.stdio import StdioTransport
 
@@ -185,19 +187,29 @@ async def serve(read_fd: int, write_fd: int) -> None:
     """Serve the orchestrator on the two descriptors until it is gone and all is settled."""
     transport: StdioTransport
     server: Server
+    lease = Lease()
+    loop = asyncio.get_running_loop()
 
     def received(data: bytes) -> None:
+        lease.heard()
         server.feed(data)
+
+    def beat() -> None:
+        if lease.missed():
+            transport.ended.set()
+        else:
+            loop.call_later(BEAT, beat)
 
     transport = StdioTransport(read_fd, write_fd, received)
     server = Server(transport)
     calls = Calls(server)
     calls.expose_all()
-    loop = asyncio.get_running_loop()
+    server.on_event(ALIVE, lease.begin)
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, transport.ended.set)
     server.hello()
     transport.start()
+    beat()
 
     await transport.ended.wait()
     if transport.failure is not None:

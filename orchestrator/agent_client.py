@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypedDict
 
 from agent import PROTOCOL_VERSION
 from agent.errors import AgentError, ProtocolError, VersionMismatch
+from agent.lease import ALIVE, BEAT
 from agent.leftovers.facts import Fixed, Look
 from agent.probe.facts import validate
 from agent.wire.frames import FrameDecoder, Message, encode
@@ -75,6 +77,7 @@ class AgentClient:
         self._hello: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._hello.add_done_callback(_retrieve)
         self._reader: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._gone: AgentError | None = None
         self._spoilt = False
 
@@ -101,6 +104,14 @@ class AgentClient:
             raise AgentSilent(host=self.host, seconds=HELLO_TIMEOUT) from None
         if hello["hello"] != PROTOCOL_VERSION:
             raise VersionMismatch(theirs=str(hello["hello"]), ours=PROTOCOL_VERSION)
+        self._beating = asyncio.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        """Renew the agent's lease; without, it would take this side for gone."""
+        while self._gone is None:
+            with contextlib.suppress(Exception):  # the reader tells why it is gone
+                self._write({"event": ALIVE, "data": {}})
+            await asyncio.sleep(BEAT)
 
     def on_event(self, name: str, handler: EventHandler) -> None:
         """Have `handler` called with the data of each event `name`. What it awaits holds up
@@ -129,10 +140,12 @@ class AgentClient:
 
     async def close(self, patience: float = 15.0) -> None:
         """Let the agent go: it settles what is under way within `patience` seconds."""
+        if self._beating is not None:
+            self._beating.cancel()
         await self._channel.close(patience)
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        for task in filter(None, (self._reader, self._beating)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     # The calls, one stub each.
 

@@ -6,11 +6,13 @@ longer than any of its patience, and then healed.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.chaos.cells import Sweep
 from tests.chaos.cuts import CUTS, cut
-from tests.support.lab import JOURNALS, Lab, until
+from tests.support.lab import Lab, until
 
 # Where the migration is held up for long enough to be cut, and what shows that it is there.
 MOMENTS = {
@@ -21,6 +23,9 @@ MOMENTS = {
     "taking over": ("decide@destination=delay=1.5", "destination", "taking-over"),
     "committed": ("unlock@destination=delay=1.5", "destination", "committed"),
 }
+# In `make test` two of them; `make chaos` asks for all: a silent cut takes half a minute to notice.
+ALL = os.environ.get("STREAMFERRY_CHAOS") == "all"
+TRIED = MOMENTS if ALL else ("frozen", "handed over")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def sweep(lab_of_the_session: Lab) -> Sweep:
     return Sweep(lab_of_the_session)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", TRIED)
 @pytest.mark.parametrize("parties", CUTS)
 def test_cut_apart(sweep: Sweep, parties: str, moment: str) -> None:
     fault, role, state = MOMENTS[moment]
@@ -36,7 +41,7 @@ def test_cut_apart(sweep: Sweep, parties: str, moment: str) -> None:
 
     def disturb(source: str, destination: str, ended: object) -> None:
         host = source if role == "source" else destination
-        until(lambda: lab.run(host, f"grep -ls {state} {JOURNALS}/*-{role} || true"), 20, state)
+        until(lambda: lab.entered(host, state), 20, state)
         with cut(lab, parties, source, destination):
             until(ended, 150, "the command ends")  # type: ignore[arg-type]
 

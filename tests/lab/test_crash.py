@@ -77,7 +77,7 @@ def doubt(lab: Lab, redis: int, at_destination: str) -> None:
     """Leave the source in doubt: all agents and guardians die just after the hand-over."""
     fault = ("--fault", f"{at_destination}@destination=hang")
     process = lab.start_migrate("src", "dst", redis, *fault)
-    until(lambda: lab.run("src", f"grep -ls handed-over {JOURNALS}/* || true"), 20, "the hand-over")
+    until(lambda: lab.entered("src", "handed-over"), 20, "the hand-over")
     process.kill()
     process.communicate()
     for host in HOSTS:

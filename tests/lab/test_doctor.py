@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.lab import HOSTS, JOURNALS, SERVICE, Lab, until
+from tests.support.lab import HOSTS, SERVICE, Lab, until
 
 FROZEN = ["images", "journal", "process", "sockets", "table"]
 
@@ -86,7 +86,7 @@ def test_in_doubt_all_stays_for_recover(lab: Lab, redis: int) -> None:
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
         client.line()
         process = lab.start_migrate("src", "dst", redis, "--fault", "decide@destination=hang")
-        until(lambda: lab.run("src", f"grep -ls handed-over {JOURNALS}/* || true"), 20, "hand-over")
+        until(lambda: lab.entered("src", "handed-over"), 20, "the hand-over")
         process.kill()
         process.communicate()
         kill_all(lab, *HOSTS)

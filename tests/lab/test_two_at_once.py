@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.lab import HOSTS, JOURNALS, SERVICE, Lab, until
+from tests.support.lab import HOSTS, SERVICE, Lab, until
 from tests.support.workloads import start_redis
 
 OTHER = "10.77.0.101"
@@ -24,7 +24,7 @@ def test_two_at_once(lab: Lab, redis: int, other_host: str) -> None:
             fault = ("--fault", "freeze@source=delay=1")
             running = [lab.start_migrate(*ways[pid], pid, *fault) for pid in ways]
             for source, _ in ways.values():
-                until(lambda h=source: lab.run(h, f"grep -ls frozen {JOURNALS}/* || true"), 20, "")
+                until(lambda h=source: lab.entered(h, "frozen"), 20, "the freeze")
             for process in running:
                 done = lab.end_migrate(process)
                 assert done.status == 0, (done.result, done.stderr)
@@ -40,7 +40,7 @@ def test_the_same_process_asked_for_twice(lab: Lab, redis: int) -> None:
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
         client.line()
         first = lab.start_migrate("src", "dst", redis, "--fault", "lock@source=delay=4")
-        until(lambda: lab.run("src", f"grep -ls ready {JOURNALS}/* || true"), 20, "the first")
+        until(lambda: lab.entered("src", "ready"), 20, "the first")
         second = lab.migrate("src", "dst", redis)
         assert (second.status, second.result["error"]["code"]) == (3, "already-moving")
         done = lab.end_migrate(first)

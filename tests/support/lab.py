@@ -100,6 +100,11 @@ class Lab:
         assert code == 0 or not check, f"{host}: {command}: status {code}: {text}"
         return text
 
+    def entered(self, host: str, state: str) -> bool:
+        """Whether a journal of a host has entered a state (agent/journal.py has the layout)."""
+        record = f"state.{state}.at"
+        return bool(self.run(host, f"LC_ALL=C grep -als {record} {JOURNALS}/* || true"))
+
     def restart(self, *hosts: str) -> None:
         """Kill containers and start them anew, as hosts that lose their power; wait for sshd."""
         for host in hosts:

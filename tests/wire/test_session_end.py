@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 import agent.destination
+import agent.session
 import agent.source
 from agent.errors import AgentError, FaultInjected
+from agent.lease import ALIVE, MISSES, Lease
 from agent.server import Server
 from agent.session import STOP_SIGNALS, serve
 from agent.wire.frames import FrameDecoder, Message, encode
@@ -151,6 +153,37 @@ async def test_a_run_is_told_and_awaited(role: str, end: Any) -> None:
         end(caller)
         await caller.ended()
         assert migration.gone.is_set() and migration.over
+
+
+async def test_one_that_is_silent_is_taken_for_gone(
+    role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off in silence: the descriptor never ends."""
+    monkeypatch.setattr(agent.session, "BEAT", 0.002)
+    async with session() as caller:
+        migration = await begin(caller, role)
+        caller.socket.send(encode({"event": ALIVE, "data": {}}))
+        await caller.ended()
+        assert migration.gone.is_set() and migration.over
+
+
+async def test_one_that_says_it_lives_is_not(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.session, "BEAT", 0.05)
+    async with session() as caller:
+        migration = await begin(caller, role)
+        for _ in range(20):
+            caller.socket.send(encode({"event": ALIVE, "data": {}}))
+            await asyncio.sleep(0.05)
+        assert not migration.gone.is_set()
+        close(caller)
+
+
+def test_beats_are_counted_once_they_have_begun() -> None:
+    lease = Lease()
+    assert not any(lease.missed() for _ in range(100))
+    lease.begin()
+    lease.heard()
+    assert [lease.missed() for _ in range(MISSES + 1)] == [False] * MISSES + [True]
 
 
 async def test_one_that_is_only_prepared_is_told(role: str) -> None:
