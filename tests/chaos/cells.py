@@ -122,7 +122,8 @@ class Sweep:
 
     def _settle(self, cell: Cell) -> None:
         """Wait until both hosts are clean; else have them recovered, as an operator would."""
-        if self._clean(_BY_ITSELF if cell.status != 4 else 1.0):
+        doubt = cell.outcome == "in-doubt"  # nobody was reached: the command says how to go on
+        if self._clean(_BY_ITSELF if not doubt else 1.0) and not doubt:
             return
         cell.by = "recover"
         # First what is known here, then what the hosts know.
