@@ -94,12 +94,17 @@ def restore(
     signed = stream.send_seq - (1 << 32) if stream.send_seq >> 31 else stream.send_seq
     set_option(_TCP, uapi.TCP_QUEUE_SEQ, signed)
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_NO_QUEUE)
-    set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
+    # In repair mode, beside whatever has the port: an ephemeral one is shared between peers.
     bind(sock, local)
+    set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
     sock.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         sock.connect(remote)
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    # The window that the first SYN offered: that large buffer has made it larger.
+    windows = list(uapi.REPAIR_WINDOW.unpack(sock.getsockopt(_TCP, uapi.TCP_REPAIR_WINDOW, 20)))
+    windows[3] = stream.window[3]
+    set_option(_TCP, uapi.TCP_REPAIR_WINDOW, uapi.REPAIR_WINDOW.pack(*windows))
 
 
 def fit(sock: socket.socket, stream: Stream, packet: bytes) -> bytes:

@@ -175,6 +175,36 @@ def test_each_kind_of_address(pair: tuple[Host, Host], kind: str, place: str) ->
         sock.close()
 
 
+def test_its_port_has_another_connection(pair: tuple[Host, Host], family: int, place: str) -> None:
+    """As ephemeral ports do, to other peers; that one does not let its address be used again."""
+    server, client = pair
+    with contextlib.ExitStack() as held:
+        first, second = (
+            held.enter_context(listen(server, server.address(family))) for _ in range(2)
+        )
+        other = held.enter_context(client.socket(AF[family], socket.SOCK_STREAM))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((client.address(family), 0))
+        other.connect(first.getsockname()[:2])
+        sock = client.socket(AF[family], socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setblocking(False)
+        sock.bind(other.getsockname()[:2])
+        with deaf(server):
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(second.getsockname()[:2])
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            _, sock = carried(client, sock, place)
+        client.run(release, sock)
+        served, name = second.accept()
+        assert name[:2] == other.getsockname()[:2]
+        sock.settimeout(10)
+        served.settimeout(10)
+        echo_works(Pair(served, sock))
+        served.close()
+        sock.close()
+
+
 def test_rollback(pair: tuple[Host, Host], family: int) -> None:
     server, client = pair
     with listen(server, server.address(family)) as listener:
