@@ -6,17 +6,20 @@ It stands on the wire of a `tests.support.tun` host. That host handles what it r
 
 from __future__ import annotations
 
+import itertools
 import socket
 from dataclasses import dataclass, field
 
 from agent.netlock.render import Connection
+from tests.support.netns import wait_until
 from tests.support.sites import SERVICE, Site
 from tests.support.tcp import AF
 from tests.support.tun import ACK, SYN, Packet
 from tests.support.wire import signed
 
 ADDRESS = {4: "10.99.0.9", 6: "fd99::9"}
-PORT, SERVICE_PORT = 40_000, 7000
+SERVICE_PORT = 7000
+_ports = itertools.cycle(range(40_000, 60_000))  # none again while TIME_WAIT has it
 MSS, WINDOW, SCALE = 1000, 20_000, 7
 _ISN = 0xFFFFFF00  # its numbers wrap around within the first bytes
 _CLOCK = 5_000_000
@@ -33,6 +36,7 @@ class Scripted:
     sack: bool = True
     scaled: bool = True
     window: int = WINDOW  # bytes that it offers
+    port: int = field(default_factory=lambda: next(_ports))
     sent: int = 0  # of our bytes and our FIN
     isn: int = 0  # the service's
     clock: int = _CLOCK
@@ -44,7 +48,7 @@ class Scripted:
     @property
     def connection(self) -> Connection:
         return Connection(
-            self.family, SERVICE[self.family], SERVICE_PORT, ADDRESS[self.family], PORT
+            self.family, SERVICE[self.family], SERVICE_PORT, ADDRESS[self.family], self.port
         )
 
     def connect(self, **options: int) -> socket.socket:
@@ -68,6 +72,18 @@ class Scripted:
         """The first SYN of a connection that the service opens."""
         (packet,) = self._packets()
         assert packet.flags == SYN
+        return packet
+
+    def await_syn_again(self) -> Packet:
+        """The next SYN, by its timer; nothing else comes with it."""
+        found: list[Packet] = []
+
+        def look() -> bool:
+            found.extend(self._packets())
+            return bool(found)
+
+        wait_until("the SYN came again", look)
+        (packet,) = found
         return packet
 
     def accept(self, syn: Packet) -> None:
@@ -108,7 +124,7 @@ class Scripted:
         self.clock += 1
         shift = SCALE if self.scaled and self._open else 0
         packet = Packet(
-            ADDRESS[self.family], SERVICE[self.family], PORT, SERVICE_PORT,
+            ADDRESS[self.family], SERVICE[self.family], self.port, SERVICE_PORT,
             seq & _MASK, ack & _MASK, flags, min(self.window >> shift, 0xFFFF), payload=payload,
         )  # fmt: skip
         opening = bool(flags & SYN)
@@ -130,7 +146,7 @@ class Scripted:
 
     def _packets(self) -> list[Packet]:
         found = [Packet.decode(one) for one in self.site.host.sent()]
-        return [one for one in found if one is not None and one.destination_port == PORT]
+        return [one for one in found if one is not None and one.destination_port == self.port]
 
     def _look(self, packet: Packet) -> Heard:
         stamps = packet.timestamps
