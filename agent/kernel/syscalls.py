@@ -24,6 +24,12 @@ _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 _connect = _libc.connect
 _connect.restype = ctypes.c_int
 _connect.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_getsockopt = _libc.getsockopt
+_getsockopt.restype = ctypes.c_int
+_getsockopt.argtypes = [ctypes.c_int] * 3 + [ctypes.c_char_p, ctypes.c_void_p]
+
+# include/uapi/linux/tcp.h, 6.7: TCP_AO_INFO, struct tcp_ao_info_opt
+_IPPROTO_TCP, _TCP_AO_INFO, _AO_INFO_SIZE = 6, 40, 56
 
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -49,6 +55,15 @@ def connect_unspecified(fd: int) -> None:
     if _connect(fd, bytes(16), 16) < 0:
         errno = ctypes.get_errno()
         raise OSError(errno, f"connect: {os.strerror(errno)}")
+
+
+def has_ao(fd: int) -> bool:
+    """Whether a TCP socket has keys of the authentication option (RFC 5925).
+
+    What the kernel reads from the buffer has to be zero, and socket.getsockopt() leaves it open.
+    """
+    value, size = ctypes.create_string_buffer(_AO_INFO_SIZE), ctypes.c_uint(_AO_INFO_SIZE)
+    return bool(_getsockopt(fd, _IPPROTO_TCP, _TCP_AO_INFO, value, ctypes.byref(size)) == 0)
 
 
 def ioctl_int(fd: int, request: int) -> int:

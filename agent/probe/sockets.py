@@ -7,8 +7,6 @@ getsockopt(2) alone: nothing is set and nothing is read from it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import ipaddress
 import os
 import select
@@ -17,7 +15,7 @@ import struct
 from collections.abc import Iterator
 
 from agent.kernel import uapi
-from agent.kernel.syscalls import pidfd_getfd
+from agent.kernel.syscalls import has_ao, pidfd_getfd
 from agent.probe.descriptors import Descriptor
 from agent.probe.facts import BoundFacts, ConnectionFacts, ListenerFacts, OptionFacts
 from agent.probe.obstacles import Obstacles
@@ -30,8 +28,6 @@ IPPROTO_SMC = 256  # include/uapi/linux/in.h
 IPPROTO_SCTP = 132
 IPPROTO_UDPLITE = 136
 SO_ZEROCOPY = 60  # include/uapi/asm-generic/socket.h, 4.14
-TCP_AO_INFO = 40  # include/uapi/linux/tcp.h, 6.7
-_AO_INFO_SIZE = 56  # struct tcp_ao_info_opt
 
 MAX_OPTIONS = 1000  # different ones, of all sockets
 
@@ -54,15 +50,12 @@ _DATAGRAMS = frozenset(
 # accept queue's length and limit
 _INFO = struct.Struct("=B23xII")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class Sockets:
     """The sockets of a tree, by kind."""
 
     def __init__(self, obstacles: Obstacles) -> None:
         self._obstacles = obstacles
-        self._try_ao = True
         self.connections: list[ConnectionFacts] = []
         self.listeners: list[ListenerFacts] = []
         self.bound: list[BoundFacts] = []
@@ -174,17 +167,8 @@ class Sockets:
         with contextlib.suppress(OSError):
             if sock.getsockopt(socket.SOL_SOCKET, SO_ZEROCOPY):
                 self._refuse("zero-copy", at, name=_name(sock))
-        if self._try_ao and self._has_ao(sock.fileno()):
+        if has_ao(sock.fileno()):
             self._refuse("tcp-ao", at, name=_name(sock))
-
-    def _has_ao(self, fd: int) -> bool:
-        """Whether the socket has TCP authentication option keys (RFC 5925)."""
-        value, size = ctypes.create_string_buffer(_AO_INFO_SIZE), ctypes.c_uint(_AO_INFO_SIZE)
-        if not _libc.getsockopt(fd, socket.IPPROTO_TCP, TCP_AO_INFO, value, ctypes.byref(size)):
-            return True
-        if ctypes.get_errno() == errno.ENOPROTOOPT:
-            self._try_ao = False  # this kernel has none at all
-        return False
 
     def _bound(self, protocol: str, at: Descriptor, sock: socket.socket) -> None:
         family, address, port = _endpoint(sock.getsockname())

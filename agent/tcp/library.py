@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 from agent.kernel import uapi
-from agent.kernel.syscalls import connect_unspecified
+from agent.kernel.syscalls import connect_unspecified, has_ao
 from agent.tcp import closing, dumping, restoring, rtt
 from agent.tcp.replay import Replayer
 from agent.tcp.segment import Inject
-from agent.tcp.stream import Stream
+from agent.tcp.stream import Stream, StreamError, format_address
 
 # Seconds for a new address to be delivered to: the kernel makes the local route of an IPv6 address
 # in a work item, after the request has been answered.
@@ -35,10 +35,28 @@ def dump(sock: socket.socket) -> Stream:
     `OSError` from the kernel.
     """
     with _plain(sock) as plain:
+        _refuse_layers(plain)
         stream = dumping.dump(plain)
     _restored.pop(sock, None)
     _dumped[sock] = stream
     return stream
+
+
+def _refuse_layers(sock: socket.socket) -> None:
+    """What is beside or above TCP stays behind: MPTCP, kernel TLS, and keys. The agents' check
+    says the same before anything is frozen (`agent.probe.sockets`). Raises `StreamError`."""
+    what = ""
+    if sock.proto == uapi.IPPROTO_MPTCP:
+        what = "MPTCP"
+    elif sock.proto == socket.IPPROTO_TCP:
+        with contextlib.suppress(OSError):
+            ulp = sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_ULP, 16).rstrip(b"\0")
+            what = ulp.decode(errors="replace")
+        if not what and has_ao(sock.fileno()):
+            what = "TCP-AO"
+    if what:
+        name = format_address(sock.getsockname()[:2])
+        raise StreamError(stream=name, detail=f"it has {what}, which cannot be carried over")
 
 
 def restore(stream: Stream, sock: socket.socket | None = None) -> socket.socket:

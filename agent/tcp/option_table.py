@@ -130,7 +130,8 @@ TABLE: tuple[Option, ...] = (
     _option("SO_LINGER", lengths=(8,)),
     _option("SO_REUSEPORT"),
     _option("SO_INCOMING_CPU", _INT, of=LISTENING),
-    _option("SO_RCVLOWAT", _POSITIVE),
+    # 0 with a connection that an MPTCP listener gave; it is 1 then, and as such it is set.
+    _option("SO_RCVLOWAT", _COUNT),
     _option("SO_RCVTIMEO", lengths=(16,)),
     _option("SO_SNDTIMEO", lengths=(16,)),
     _option("SO_BUSY_POLL", _COUNT, fixed=0),
