@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import sys
+import struct
 from typing import Final
 
 # include/uapi/asm-generic/unistd.h: the same number on every architecture
@@ -35,7 +35,8 @@ _IPPROTO_TCP, _TCP_AO_INFO, _AO_INFO_SIZE = 6, 40, 56
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 
-_ORDER: Final = sys.byteorder
+_ioctl: Final = fcntl.ioctl
+_unpack_int: Final = struct.Struct("=i").unpack
 
 
 def pidfd_getfd(pidfd: int, target: int) -> int:
@@ -69,8 +70,9 @@ def has_ao(fd: int) -> bool:
 def ioctl_int(fd: int, request: int) -> int:
     """An ioctl that fills in one int."""
     value = bytearray(4)  # mutable: twice as fast as bytes
-    fcntl.ioctl(fd, request, value)
-    return int.from_bytes(value, _ORDER, signed=True)
+    _ioctl(fd, request, value)
+    number: int = _unpack_int(value)[0]
+    return number
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

@@ -134,10 +134,11 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int, info: bytes) 
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     length = ioctl_int(fd, uapi.SIOCOUTQ)
-    fin = queued_fin(stream.state)
-    stream.unsent = max(ioctl_int(fd, uapi.SIOCOUTQNSD) - fin, 0)
     stream.send_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
-    stream.send_queue = _peek_sent(sock, length - fin, stream)
+    if length:  # else nothing is unsent, either
+        fin = queued_fin(stream.state)
+        stream.unsent = max(ioctl_int(fd, uapi.SIOCOUTQNSD) - fin, 0)
+        stream.send_queue = _peek_sent(sock, length - fin, stream)
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     length = ioctl_int(fd, uapi.SIOCINQ)  # without the peer's FIN, unlike the sequence number

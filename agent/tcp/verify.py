@@ -35,8 +35,9 @@ def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, u
         raise _differs(stream, "options", (state, negotiated, scales), (stream.negotiated, wanted))
     queued = len(stream.send_queue)
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
-    sent = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, ioctl_int(fd, uapi.SIOCOUTQ),
-            ioctl_int(fd, uapi.SIOCOUTQNSD))  # fmt: skip
+    length = ioctl_int(fd, uapi.SIOCOUTQ)
+    not_sent = ioctl_int(fd, uapi.SIOCOUTQNSD) if length else 0
+    sent = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, length, not_sent)
     end = (stream.send_seq - acked_fin(stream.state) + queued) & _MASK
     if sent != (end, queued + early(stream), unsent):
         raise _differs(stream, "send queue", sent, (end, queued + early(stream), unsent))
