@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
+_RTF_LOCAL = 0x80000000  # include/uapi/linux/ipv6_route.h
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -86,6 +87,9 @@ class Host(Namespace):
         """An address of the network at eth0, ready to use at once."""
         if ":" in address:
             self.ip("address", "add", f"{address}/64", "dev", "eth0", "nodad")
+            # The kernel adds its local route in a work item, which takes up to half a second on a
+            # busy machine: a SYN before it is lost, and the timers of that connection are slow.
+            wait_until(f"{address} is local", lambda: self.run(_is_local, address))
         else:
             self.ip("address", "add", f"{address}/24", "dev", "eth0")
 
@@ -141,6 +145,13 @@ def wait_until(what: str, condition: Callable[[], object], seconds: float = DEAD
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
         time.sleep(_POLL)
+
+
+def _is_local(address: str) -> bool:
+    """Whether an IPv6 address has its local route: address, ..., flags, device in ipv6_route."""
+    wanted = socket.inet_pton(socket.AF_INET6, address).hex()
+    rows = map(str.split, Path("/proc/thread-self/net/ipv6_route").read_text().splitlines())
+    return any(row[0] == wanted and int(row[8], 16) & _RTF_LOCAL for row in rows)
 
 
 def _leave() -> int:
