@@ -87,8 +87,9 @@ class Host(Namespace):
         """An address of the network at eth0, ready to use at once."""
         if ":" in address:
             self.ip("address", "add", f"{address}/64", "dev", "eth0", "nodad")
-            # The kernel adds its local route in a work item, which takes up to half a second on a
-            # busy machine: a SYN before it is lost, and the timers of that connection are slow.
+            # The kernel adds its local route in a work item, up to half a second later on a busy
+            # machine. What comes before is lost, and a handshake that took a second makes for a
+            # retransmission timer of three.
             wait_until(f"{address} is local", lambda: self.run(_is_local, address))
         else:
             self.ip("address", "add", f"{address}/24", "dev", "eth0")
