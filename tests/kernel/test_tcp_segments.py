@@ -134,7 +134,7 @@ def test_the_timers_go_by_the_round_trip_time_of_before(start: Start, rtt: int) 
         assert service.release() == [probe(0, 0)]
         timeout, measured = service.timers()
         if rtt:
-            assert measured == pytest.approx(rtt, abs=10_000)
+            assert measured == pytest.approx(rtt, abs=50_000)  # a busy machine adds to it
             assert timeout < 1_000_000
         else:
             assert (measured, timeout) == (0, 3_000_000)
