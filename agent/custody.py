@@ -12,7 +12,7 @@ from agent.guardian import Guardian
 from agent.journal import DIRECTORY, History, Journal, JournalBusy, histories, open_directory
 from agent.kernel import proc
 from agent.plan import Plan
-from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Machine
+from agent.protocol import SOURCE, TABLES, Found, Machine
 
 
 class AlreadyMoving(AgentError):
@@ -34,7 +34,6 @@ class Custody:
 
     def __init__(self, plan: Plan, role: str, directory: Path = DIRECTORY) -> None:
         """Begin. Raises `AlreadyMoving`, `Unfinished`, `JournalError`, `OSError`."""
-        self.asked_no_more = False  # the source's journal is gone: it will never ask again
         with _Doorway(directory):
             if role == SOURCE:
                 _refuse_twice(plan.pid, directory)
@@ -57,16 +56,15 @@ class Custody:
     def end(self) -> None:
         """Let go. A journal that is over is removed, any other is for who comes next. Idempotent.
 
-        The destination's is kept where it has the process, until the source has said that its own
-        is gone, or it is told to forget it: somebody may still ask how it ended.
+        The destination's is kept where it has the process, until it is told to forget it: the
+        source may still ask, or `migrate recover`, if nobody has heard how it ended.
         """
         if self.machine.state == "ready":  # nothing was done yet
             self.machine.back("fail")
             self.machine.back("undone")
         state = self.machine.state
         if TABLES[self.machine.table.role].states[state].found is Found.OVER:
-            asking = state == "migrated" and self.machine.table.role == DESTINATION
-            if not asking or self.asked_no_more:
+            if state != "migrated" or self.machine.table.role == SOURCE:
                 self.journal.remove()
             self._guardian.dismiss()
         self.journal.close()

@@ -277,17 +277,17 @@ class DestinationMigration:
             host.finish_time_waits()
         await asyncio.wait({listening}, timeout=_GOODBYE)
         listening.cancel()
-        (said,) = await asyncio.gather(listening, return_exceptions=True)
+        await asyncio.gather(listening, return_exceptions=True)
         self._machine.back("ended")
-        self._custody.asked_no_more = said is True
 
-    async def _late_packets(self) -> bool:
-        """Replay what still reached the source, until it is gone; whether it has said goodbye."""
+    async def _late_packets(self) -> None:
+        """Replay what still reached the source, until it says goodbye or is gone."""
         with contextlib.suppress(AgentError):
-            while (record := await self._link.receive())["kind"] == "packets":
+            while True:
+                record = await self._link.receive()
+                if record["kind"] != "packets":
+                    return
                 self._host.replay(_packets(record))
-            return bool(record["kind"] == "bye")
-        return False
 
     # --- the way back
 

@@ -223,6 +223,7 @@ class SourceMigration:
                 if packets := self._host.captured():
                     self._link.send({"kind": "packets", "packets": packets})
                 await asyncio.sleep(_LATE_POLL)
+            self._link.send({"kind": "bye"})
 
     # --- interruptions
 
@@ -294,10 +295,6 @@ class SourceMigration:
                 await self._forward_late_packets(talk)
             self._host.unlock()
             machine.back("ended")
-            self._host.close()
-            self._custody.end()
-            with contextlib.suppress(PeerLost):
-                self._link.send({"kind": "bye"})  # nobody here will ask the destination any more
         elif machine.state == "rolling-back":
             self._phases.unwinding = True
             if talk is not None and not talk.over and error is not None:
