@@ -27,8 +27,7 @@ SERVICE = "10.77.0.100"
 SERVICE6 = "fd77::100"
 HOSTS = ("src", "dst")
 JOURNALS = "/var/lib/streamferry/journal"
-_PID_FLOOR = 20_000
-_pid_floor = _PID_FLOOR
+_STEP = 200  # PIDs between workloads
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -89,6 +88,7 @@ class Lab:
 
     def __init__(self) -> None:
         self._docker = docker.from_env()
+        self._floors: dict[str, int] = {}
         self._state = tempfile.mkdtemp(prefix="lab-state-")  # `migrate list` has it here
         weakref.finalize(self, shutil.rmtree, self._state, True)
         self._containers = {name: self._docker.containers.get(name) for name in (*HOSTS, "client")}
@@ -133,9 +133,11 @@ class Lab:
 
     def start(self, host: str, command: str) -> int:
         """Start a workload in its own session, with a PID that is free on both hosts."""
-        global _pid_floor
-        _pid_floor += 200
-        return int(self.run(host, f"start-high {_pid_floor} {command}").split()[-1])
+        if host not in self._floors:  # above what either host itself comes to, and apart
+            most = int(self.run(host, "cat /proc/sys/kernel/pid_max"))
+            self._floors[host] = most * (5 + HOSTS.index(host)) // 8
+        self._floors[host] += _STEP
+        return int(self.run(host, f"start-high {self._floors[host]} {command}").split()[-1])
 
     def alive(self, host: str, pid: int) -> bool:
         state = self.run(host, f"sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -c1", False)

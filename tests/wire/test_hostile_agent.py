@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,12 @@ class Agent:
     def end(self) -> None:
         """No more is said; asserts that it goes, with status 0 and nothing but named errors."""
         assert self.process.stdin is not None
+        self.peak = self._high_water()
         self.process.stdin.close()
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.peak = usage.ru_maxrss << 10
+        while now := self._high_water():
+            self.peak = max(self.peak, now)
+            time.sleep(0.001)
+        self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join(PATIENCE)
         assert self.process.returncode == 0, self.errors
@@ -88,6 +91,12 @@ class Agent:
         for line in self.errors.splitlines():
             assert line.startswith(b"streamferry: the other side broke the protocol: "), self.errors
         check_replies(self.messages)
+
+    def _high_water(self) -> int:
+        """Bytes; 0 when it has ended. (`ru_maxrss` counts what forked it, too: this process.)"""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return int(sizes[0]) << 10 if sizes else 0
 
     @property
     def left(self) -> list[str]:
