@@ -165,8 +165,7 @@ class DestinationMigration:
             await self._until("end")
             self._machine.on("restore", **self._host.about_worker)
             pid = await self._host.restore_process()
-            if rows := self._host.remembered:
-                self._custody.journal.note(streams=rows)
+            self._custody.journal.note(births=self._host.births, streams=self._host.remembered)
             self._machine.on("restored")
             await self._faults.at("restored")
             self._link.send({"kind": "prepared", "pid": pid})

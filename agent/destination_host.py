@@ -161,6 +161,11 @@ class DestinationHost(Host):
         return {"worker": pid, "worker_born": proc.born(pid), "ticks": proc.now_in_ticks()}
 
     @property
+    def births(self) -> list[list[int]]:
+        """As `Tree.births`."""
+        return self._tree.births if self._tree is not None else []
+
+    @property
     def remembered(self) -> list[list[Any]]:
         """What a release by somebody else would have to know of the streams."""
         rows = (remembered(stream) for _, stream in self._restored if stream.has_peer)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from agent.errors import AgentError
+from agent.kernel import proc
 
 _POLL = 0.0003  # seconds between looks at the states
 _FREEZE_TIMEOUT = 2.0
@@ -68,6 +69,11 @@ class Tree:
         """The members found so far, root first."""
         return list(self.pidfds)
 
+    @property
+    def births(self) -> list[list[int]]:
+        """[PID, when it was started] of each member, for whoever finds it later."""
+        return [[pid, proc.born(pid)] for pid in self.pids]
+
     def refresh(self) -> None:
         """Find the members of now."""
         queue = [self.root]
@@ -118,7 +124,7 @@ class Tree:
 
     async def kill(self) -> None:
         """Kill the tree and wait until every member has ended."""
-        for pid in self.pids:
+        for pid in reversed(self.pids):  # cut short, the root still leads to the rest
             self._signal(pid, signal.SIGKILL)
         deadline = time.monotonic() + _KILL_TIMEOUT
         for pid, pidfd in self.pidfds.items():

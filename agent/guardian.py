@@ -29,7 +29,8 @@ _UNLOCKED = 180.0  # seconds until the lock: the two agents are told to run with
 _SLACK = 90.0  # seconds over the blackout: an undo waits up to a minute for CRIU
 _RELEASE = 3.0  # seconds from the commit to the process running
 _END = 30.0  # seconds from the commit to the end of it all
-_BUSY_PATIENCE = 30.0  # seconds for somebody else who holds the journal
+_PATIENCE = 60.0  # seconds for what fails, or for somebody else who holds the journal
+_AGAIN = 0.5  # seconds between tries
 _DISMISSED = b"d"
 
 
@@ -98,13 +99,14 @@ def _watch(directory: Path, migration_id: str, role: str, watched: int, pidfd: i
         ready = select.select([watched], [], [], _LOOK)[0]
         if ready:
             return os.read(watched, 1) == _DISMISSED
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(Exception):  # a look that fails is followed by another
             history = read(directory / f"{migration_id}-{role}", migration_id, role)
-            if patience.is_over(history, time.monotonic()):
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                select.select([pidfd], [], [])
-                return False
+            if not patience.is_over(history, time.monotonic()):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [])
+            return False
 
 
 class Patience:
@@ -142,15 +144,15 @@ def _take_over(directory: Path, migration_id: str, role: str) -> None:
     from agent.journal import JournalBusy
     from agent.recovery import settle
 
-    deadline = time.monotonic() + _BUSY_PATIENCE
-    while True:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
         try:
             settle(migration_id, role, None, directory)
             return
         except JournalBusy:  # `migrate recover` was first, or the agent is not quite gone
-            if time.monotonic() > deadline:
-                return
             time.sleep(0.01)
+        except Exception:  # all may be done twice, and nobody else is here to do it
+            time.sleep(_AGAIN)
 
 
 if __name__ == "__main__":

@@ -178,6 +178,8 @@ class Journal:
         body = msgpack.packb({"state": state, "at": entry.at, "facts": facts})
         data = HEAD.pack(len(body), zlib.crc32(body)) + body
         with _as_journal_error(self.path):
+            if self._end + len(data) > LARGEST:  # nobody would read what is behind
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             if self._full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             try:

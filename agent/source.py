@@ -165,8 +165,7 @@ class SourceMigration:
         machine.on("freeze", **self._worker)
         with phases.step("freeze"):
             await host.freeze()
-            if host.stopped_before:
-                self._custody.journal.note(stopped=host.stopped_before)
+            self._custody.journal.note(births=host.births, stopped=host.stopped_before)
             await self._faults.at("freeze")
         await host.dump_and_ship(self._link)
         machine.on("shipped")

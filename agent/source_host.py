@@ -126,6 +126,11 @@ class SourceHost(Host):
         await self._tree.freeze()
 
     @property
+    def births(self) -> list[list[int]]:
+        """As `Tree.births`."""
+        return self._tree.births
+
+    @property
     def stopped_before(self) -> list[int]:
         """Members that somebody had stopped already; they stay stopped."""
         return sorted(self._tree.stopped_before)

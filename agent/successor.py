@@ -25,6 +25,7 @@ from agent.netlock import apply, render
 from agent.plan import Plan
 from agent.protocol import DESTINATION, SOURCE
 from agent.tcp import options
+from agent.tcp.opening import peer_name
 from agent.tcp.replay import Replayer
 from agent.tcp.restoring import leave_repair, release
 from agent.tcp.steal import socket_descriptors, steal
@@ -54,6 +55,11 @@ def remembered(stream: Stream) -> list[Any] | None:
     return rest.to_wire()
 
 
+def _plain(name: tuple[Any, ...]) -> tuple[str, int]:
+    """Address and port, as `Stream` has them: without a scope."""
+    return str(name[0]).partition("%")[0], int(name[1])
+
+
 class Successor:
     """One role's actions on this host. Blocks; not for the blackout."""
 
@@ -79,6 +85,8 @@ class Successor:
         """The PIDs of this host's copy."""
         if not self._same_boot:
             return []
+        if (births := self._facts.get("births")) is not None:  # what was frozen, or restored
+            return [pid for pid, when in births if when and proc.born(pid) == when]
         if self._role == SOURCE:
             born = self._facts.get("born")
             return self._members() if born and proc.born(self.plan.pid) == born else []
@@ -155,8 +163,9 @@ class Successor:
         if not sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_REPAIR):
             sock.close()
             return
-        ends = sock.getsockname()[:2], sock.getpeername()[:2]
-        stream = streams.get(ends)
+        stream = None
+        with contextlib.suppress(OSError):  # reset meanwhile: it has no peer any more
+            stream = streams.get((_plain(sock.getsockname()), _plain(peer_name(sock))))
         if self._role == DESTINATION and stream is not None:
             with contextlib.closing(Replayer()) as replayer:
                 release(sock, stream, replayer.inject)

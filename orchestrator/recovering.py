@@ -41,6 +41,15 @@ class CopyLost(AgentError):
     exit_status = EXIT_ROLLED_BACK
 
 
+class HalfEnded(AgentError):
+    """One host has come to its end, and another could not be told."""
+
+    code = "half-ended"
+    template = "{detail}"
+    hint_template = "Run `migrate recover {id}` as soon as it can be reached."
+    exit_status = EXIT_IN_DOUBT
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One migration, and what it was brought to."""
@@ -69,6 +78,13 @@ class Report:
         return CopyLost(pid=self.named.pid, host=host)
 
     @property
+    def half_ended(self) -> HalfEnded | None:
+        """That a host is left to be told."""
+        if self.ended.outcome == IN_DOUBT or not self.ended.unfinished:
+            return None
+        return HalfEnded(detail=self.sentence, id=self.named.id)
+
+    @property
     def sentence(self) -> str:
         """The outcome and why, for a person."""
         named, ended = self.named, self.ended
@@ -76,6 +92,11 @@ class Report:
         if ended.outcome == OVER:
             return "neither host knows of it any more: it is over"
         if ended.outcome == IN_DOUBT:
+            if not isinstance(ended.source, AgentError) and not ended.source["state"]:
+                return (
+                    f"still in doubt: {named.source} knows nothing of it any more, and "
+                    f"{named.destination} could not say how it ended"
+                )
             return (
                 f"still in doubt: {named.source} has handed {pid} over, and {named.destination} "
                 "cannot say whether it has it; the copy here stays frozen until it can"
@@ -111,6 +132,7 @@ class Recoverer:
         self._ssh_config = ssh_config
         self._records = records or Records()
         self._agents: dict[str, AgentClient | AgentError] = {}
+        self.unwritten: list[str] = []  # what could not be written down, in words
 
     async def recover(self, what: str | None) -> list[Report]:
         """End what is meant. Raises `AgentError` where nothing is known, or a host not reached."""
@@ -122,7 +144,7 @@ class Recoverer:
         finally:
             await self.close()
 
-    async def end(self, named: Named, told: Callable[[Report], object]) -> Report:
+    async def end(self, named: Named, told: Callable[[Report], bool | None]) -> Report:
         """End one migration, as far as its hosts can be reached.
 
         `told` is called with the report, before the hosts forget the migration.
@@ -177,15 +199,21 @@ class Recoverer:
                 self._agents[host] = error
         return self._agents[host]
 
-    def _remember(self, report: Report) -> None:
+    def _remember(self, report: Report) -> bool:
+        """Whether the hosts may forget it."""
         record = self._records.get(report.named.id)
         if record is None or report.ended.outcome == IN_DOUBT or report.ended.unfinished:
-            return
+            return True
         result = record["result"] or {"id": record["id"], "error": None}
-        outcome = ROLLED_BACK if report.ended.outcome == OVER else report.ended.outcome
+        outcome = report.ended.outcome
         if result.get("outcome") in (MIGRATED, ROLLED_BACK):
             outcome = result["outcome"]
-        self._records.end(report.named.id, {**result, "outcome": outcome, "recovered": True})
+        try:
+            self._records.end(report.named.id, {**result, "outcome": outcome, "recovered": True})
+        except OSError as error:
+            self.unwritten.append(f"{report.named.id} stays in `migrate list` as it was: {error}")
+            return False
+        return True
 
 
 async def journals(hosts: tuple[str, ...], ssh_config: str | None) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ def _side(side: Side) -> dict[str, Any]:
 
 
 Ask = Callable[[str, str | None], Awaitable[Side]]  # a role, the other host's word
-Told = Callable[[Recovered], object]
+Told = Callable[[Recovered], bool | None]  # False: it is not to be forgotten yet
 
 
 def _to_nobody(_: Recovered) -> None:
@@ -133,8 +133,7 @@ async def carry(ask: Ask, told: Told, forget: Callable[[str], Awaitable[None]]) 
     if not isinstance(taken, AgentError) and taken["word"] is not None and _asks(sent):
         sent = await ask(SOURCE, taken["word"])
     ended = Recovered(_outcome(sent, taken), sent, taken)
-    told(ended)
-    if ended.kept is not None:
+    if told(ended) is not False and ended.kept is not None:
         with contextlib.suppress(AgentError):  # else its journal is left, for the next recovery
             await forget(ended.kept)
     return ended

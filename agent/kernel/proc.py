@@ -98,8 +98,8 @@ def now_in_ticks() -> int:
 
 
 def boot_id() -> str:
-    """Names the time since this kernel was started (random(4))."""
-    return read("/proc/sys/kernel/random/boot_id").strip()
+    """Names the time since this host was started: the kernel (random(4)), or a container's init."""
+    return f"{read('/proc/sys/kernel/random/boot_id').strip()}/{born(1)}"
 
 
 def status(pid: int, tid: int | None = None) -> dict[str, str]:

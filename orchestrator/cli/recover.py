@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import click
@@ -46,6 +47,8 @@ def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
         print_json({"migrations": [one.to_json() for one in found], "error": None})
     else:
         _say(found)
+    for text in worker.unwritten:
+        report.say(f"migrate: {text}", sys.stderr)
     return max((one.exit_status for one in found), default=EXIT_MIGRATED)
 
 

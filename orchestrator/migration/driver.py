@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.errors import AgentError, Cancelled
 from agent.fault import ORCHESTRATOR, Faults
@@ -25,6 +25,9 @@ from orchestrator.records import Records
 from orchestrator.recovery import OVER, Named
 from orchestrator.refusals import Refusal, refusal
 from orchestrator.transport import open_agent
+
+if TYPE_CHECKING:
+    from orchestrator.recovering import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Driver:
         await self._guarded(self._migrate())
         if self._begun:
             await self._recover_if_needed()
-            self._write_down("end", self._result["id"], self._result)
+            self._write_down_end()
         return self._result
 
     def interrupt(self) -> None:
@@ -248,10 +251,10 @@ class Driver:
         # What an agent could not finish after the commit is left to its guardian.
         troubled = migrated and taken is not None and taken["error"] is not None
         self._unended = sent is None or taken is None or troubled
-        if migrated and not self._unended:
+        results.merge(self._result, sent, taken)
+        if migrated and not self._unended and self._write_down_end():
             with contextlib.suppress(AgentError):  # nobody will ask any more
                 await destination.forget(self._result["id"])
-        results.merge(self._result, sent, taken)
 
     async def _recover_if_needed(self) -> None:
         """Where an agent was lost, its guardian or a new agent ends what it had begun."""
@@ -264,10 +267,16 @@ class Driver:
         recoverer = Recoverer(request.ssh_config)
         named = Named(self._result["id"], request.source, request.destination, request.pid)
         try:
-            report = await recoverer.end(named, lambda one: self._reporter.note(one.sentence))
+            await recoverer.end(named, self._recovered)
         finally:
             await recoverer.close()
-        if report.loss is not None:
+
+    def _recovered(self, report: Report) -> bool:
+        """Take over what recovery has found; whether the hosts may forget it."""
+        self._reporter.note(report.sentence)
+        if report.half_ended is not None:
+            self._doubt(report.half_ended)
+        elif report.loss is not None:
             self.error = report.loss
             self._result["outcome"] = report.ended.outcome
             self._result["error"] = results.described(report.loss, "commit")
@@ -276,13 +285,20 @@ class Driver:
             self.error = None
         elif report.ended.outcome in (results.ROLLED_BACK, OVER) and self.error is not None:
             self._result["outcome"] = results.ROLLED_BACK
+        return self._write_down_end()
 
-    def _write_down(self, verb: str, *arguments: Any) -> None:
+    def _write_down_end(self) -> bool:
+        return self._write_down("end", self._result["id"], self._result)
+
+    def _write_down(self, verb: str, *arguments: Any) -> bool:
+        """Whether that is on disk here (or nobody wants it so)."""
         if self._records is not None:
             try:
                 getattr(self._records, verb)(*arguments)
             except OSError as error:
                 self._reporter.note(f"`migrate list` will not know of it: {error}")
+                return False
+        return True
 
 
 async def _both(*works: Any) -> list[Any]:

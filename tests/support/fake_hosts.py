@@ -25,6 +25,7 @@ class Nothing:
     """Takes the place of whatever touches the host."""
 
     pid = os.getpid()
+    births: list[list[int]] = []  # of a tree
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
