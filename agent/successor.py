@@ -156,8 +156,10 @@ class Successor:
             rows = [Stream.from_wire(row) for row in self._facts.get("streams", [])]
             streams = {(one.local, one.remote): one for one in rows}
             for sock in steal(tree.pidfds, socket_descriptors(tree.pids)).values():
-                with contextlib.suppress(OSError):  # the peer may have gone meanwhile
+                try:
                     self._release(sock, streams)
+                except OSError:  # the peer may have gone meanwhile
+                    sock.close()
 
     def _release(self, sock: socket.socket, streams: dict[tuple[Any, Any], Stream]) -> None:
         if not sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_REPAIR):

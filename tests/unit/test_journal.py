@@ -118,6 +118,16 @@ def test_one_that_was_written_and_tells_nothing_is_not_taken_for_empty(journal: 
         again.close()
 
 
+def test_nothing_is_written_where_nobody_would_read_it(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST", 400)
+    journal.record("ready", Log.DECISION, {})
+    with pytest.raises(JournalError, match="too large"):
+        journal.record("committed", Log.DECISION, {"much": "x" * 400})
+    assert read(journal.path, ID, SOURCE).state == "ready"
+
+
 def test_it_is_one_agents_alone(journal: Journal) -> None:
     with pytest.raises(JournalBusy):
         Journal.open(ID, SOURCE, journal.path.parent)

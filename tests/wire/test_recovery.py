@@ -179,6 +179,25 @@ async def test_what_is_lost_is_written_down_before_it_is_forgotten(hosts: Pair) 
     assert written == ["rolled-back"] and not hosts.forgotten
 
 
+async def test_what_cannot_be_written_down_is_not_forgotten(hosts: Pair) -> None:
+    hosts.host("src", ENDED)
+    hosts.host("dst", HAS_IT)
+    hosts.records.begin(ID, "src", "dst", 5000, None)
+    hosts.records.fill()
+    worker = Recoverer(None, hosts.records)
+    (report,) = await worker.recover(ID)
+    assert outcome(report) == ("migrated", [], 0) and not hosts.forgotten
+    assert "No space left" in worker.unwritten[0]
+
+
+async def test_one_that_nobody_knows_of_is_not_called_rolled_back(hosts: Pair) -> None:
+    """Somebody else may have been told, and had it forgotten."""
+    await hosts.end(NOTHING["source"], NOTHING["destination"])
+    record = hosts.records.get(ID)
+    assert record is not None and record["result"] is not None
+    assert record["result"]["outcome"] == "over"
+
+
 async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
     report = await hosts.end(NOTHING["source"], NOTHING["destination"])
     assert outcome(report) == ("over", [], 0)
@@ -251,6 +270,16 @@ async def test_a_source_whose_agent_died_after_the_commit_is_told(setting: Setti
     result = await setting.migrate()
     assert (result["outcome"], result["error"], setting.status) == ("migrated", None, 0)
     assert "recovery.settle" in setting.again["src"].calls
+
+
+async def test_a_source_that_cannot_be_told_is_a_doubt(setting: Setting) -> None:
+    """The destination has it, and the source may be frozen for ever: that is no success."""
+    setting.source.answers["source.run"] = dying(setting.source)
+    setting.again["dst"] = ScriptedAgent("dst", {"recovery.settle": HAS_IT})
+    result = await setting.migrate()
+    assert (result["outcome"], setting.status) == ("in-doubt", 4)
+    assert result["error"]["code"] == "half-ended" and "src" in result["error"]["message"]
+    assert "recovery.forget" not in setting.again["dst"].calls
 
 
 async def test_a_doubt_is_ended_with_new_agents(setting: Setting) -> None:
