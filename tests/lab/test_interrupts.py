@@ -27,6 +27,8 @@ def test_signals_at_any_moment(lab: Lab, redis: int) -> None:
             output, errors = process.communicate(timeout=60)
             assert "Traceback" not in errors
             until(lambda: sum(lab.alive(host, redis) for host in HOSTS) == 1, 20, "one copy")
+            if number_sent == signal.SIGKILL:
+                lab.recover()
             for host in HOSTS:
                 lab.settle(host)
             was, where = where, next(host for host in HOSTS if lab.alive(host, redis))

@@ -247,6 +247,14 @@ class Lab:
             assert time.monotonic() < deadline, f"left on {host}: {found}"
             time.sleep(0.05)
 
+    def recover(self) -> None:
+        """End what a killed orchestrator has left to be told; then nothing is left on a host."""
+        for host in HOSTS:
+            status, answer = self.command("recover", host)
+            assert status == 0, answer
+        for host in HOSTS:
+            self.settle(host)
+
     def clear(self) -> None:
         """End every workload and take away every service address of earlier tests."""
         workloads = "[r]edis-server|[n]ginx|[b]yte_server|[s]leep 1000"
