@@ -41,6 +41,12 @@ _ROOM = 16 << 10  # bytes written ahead, so that a decision needs no more room, 
 LARGEST = 64 << 20  # bytes of a journal; a plan has limits of its own
 NAME = re.compile(rf"({ID_PATTERN.pattern})-({'|'.join(TABLES)})")
 
+_BODY = b"\x83\xa5state"  # how each body begins
+_MOVES = [move for table in TABLES.values() for move in table.moves.values()]
+_DECISIONS = {move.to for move in _MOVES if move.log is Log.DECISION} - {
+    move.to for move in _MOVES if move.log is not Log.DECISION
+}
+
 Facts = dict[str, Any]
 
 
@@ -162,6 +168,8 @@ class Journal:
             entries, end = whole_records(fd)
             if not entries and (why := _why_unread(fd)) is not None:
                 raise JournalDamaged(path=str(path), detail=why)
+            if _decision_behind(fd, end):
+                raise JournalDamaged(path=str(path), detail="a record before a decision is damaged")
         except BlockingIOError:
             os.close(fd)
             raise JournalBusy(id=migration_id) from None
@@ -290,6 +298,22 @@ def _why_unread(fd: int) -> str | None:
     length, _ = HEAD.unpack_from(data, len(MAGIC))
     behind = data[len(MAGIC) + HEAD.size + length :]
     return "its first record is damaged" if length and any(behind) else None
+
+
+def _decision_behind(fd: int, end: int) -> bool:
+    """Whether a whole decision lies behind what is not whole.
+
+    The sync of a decision has put all before it on disk, too: that is damage, not a torn end.
+    """
+    data = os.pread(fd, LARGEST, 0)
+    at = data.find(_BODY, end)
+    while at >= 0:
+        length, crc = HEAD.unpack_from(data, at - HEAD.size)
+        body = data[at : at + length]
+        if len(body) == length and zlib.crc32(body) == crc and _entry(body).state in _DECISIONS:
+            return True
+        at = data.find(_BODY, at + 1)
+    return False
 
 
 def _entry(body: bytes) -> Entry:

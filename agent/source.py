@@ -129,8 +129,12 @@ class SourceMigration:
             raise ProtocolError(detail=f"{shown(committed)} is neither true nor false")
         if self._machine.state != "in-doubt":
             raise NotInDoubt()
-        await self._end(self._machine.back("committed" if committed else "failed"), None)
-        await self._close()
+        self._running = True  # so that nobody closes this while it is at work
+        try:
+            await self._end(self._machine.back("committed" if committed else "failed"), None)
+            await self._close()
+        finally:
+            self._running = False
         return self._report("migrated" if committed else "rolled-back", None)
 
     async def orchestrator_gone(self) -> None:

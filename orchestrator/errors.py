@@ -122,8 +122,8 @@ class OutcomeUnknown(AgentError):
     code = "in-doubt"
     template = "it is not known where the process is: {detail}"
     hint_template = (
-        "Look at both hosts: `ps -o pid,stat,cmd -p {pid}` on {source} and on {destination}, "
-        "and `nft list tables` for streamferry_ tables. Let only one copy run."
+        "Run `migrate recover` as soon as both {source} and {destination} can be reached; until "
+        "then leave the copies of process {pid} as they are: it lets only one run."
     )
     exit_status = EXIT_IN_DOUBT
 

@@ -118,6 +118,23 @@ def test_one_that_was_written_and_tells_nothing_is_not_taken_for_empty(journal: 
         again.close()
 
 
+@pytest.mark.parametrize("place", [0, 3, 8, 12, -1])
+def test_damage_before_a_decision_is_no_torn_end(journal: Journal, place: int) -> None:
+    """Nothing is erased: the decision has been acted upon."""
+    journal.record("ready", Log.DECISION, {})
+    begin = journal._end
+    journal.record("restoring", Log.NOTE, {"births": [[5, 7]]})
+    end = journal._end
+    journal.record("committed", Log.DECISION, {})
+    journal.close()
+    data = bytearray(journal.path.read_bytes())
+    data[begin + place if place >= 0 else end + place] ^= 1
+    journal.path.write_bytes(data)
+    with pytest.raises(JournalDamaged):
+        Journal.open(ID, SOURCE, journal.path.parent)
+    assert journal.path.read_bytes() == data
+
+
 def test_nothing_is_written_where_nobody_would_read_it(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ async def test_the_source_dies_before_the_commit(setting: Setting) -> None:
     assert outcome == ("in-doubt", "in-doubt", 4)
     error = setting.driver.error
     assert error is not None and "the agent on src ended" in error.message
-    assert "ps -o" in error.hint and "src" in error.hint
+    assert "migrate recover" in error.hint and "src" in error.hint
 
 
 async def test_the_source_dies_after_the_commit(setting: Setting) -> None:

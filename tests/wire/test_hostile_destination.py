@@ -45,6 +45,7 @@ class Host(Nothing):
         self.stopped_before: list[int] = []
         self.about_worker: dict[str, int] = {}
         self.locked_at = 0.0
+        self.at_work = False
 
     made: Host
 
@@ -72,8 +73,15 @@ class Host(Nothing):
 
     async def roll_back(self, actions: Sequence[str]) -> None:
         assert not self.ended
+        self.at_work = True
+        for _ in range(20):  # it takes a while
+            await asyncio.sleep(0)
+        self.at_work = False
         if "thaw" in actions:
             self.frozen = False
+
+    def close(self) -> None:
+        assert not self.at_work, "closed under the feet of what it is needed for"
 
     def stream_reports(self) -> list[Json]:
         return []
@@ -131,7 +139,12 @@ async def move(answers: dict[str, list[Record]]) -> Outcome:
             for wrong in ("false", 1, None, nested(1000)):
                 with pytest.raises(ProtocolError):
                     await migration.resolve(committed=wrong)  # type: ignore[arg-type]
-            await migration.resolve(committed=False)
+            resolving = asyncio.ensure_future(migration.resolve(committed=False))
+            for _ in range(10):  # its steps, not its time
+                await asyncio.sleep(0)
+            assert Host.made.at_work
+            await migration.orchestrator_gone()  # in the middle of it
+            await resolving
             assert not outcome.host.frozen and not outcome.host.ended
             outcome.host.frozen = True  # as it was
         with pytest.raises(module.AlreadyRun):
