@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.protocol import DESTINATION_TABLE, SOURCE_TABLE, Found, Log, Table  # noqa: E402
+from docs.generated import renew  # noqa: E402
 
 TARGET = Path(__file__).with_name("protocol.md")
 MARK = "<!-- generated below by docs/make_protocol.py -->\n"
@@ -67,21 +68,11 @@ def draw(table: Table) -> str:
     return "\n\n".join("\n".join(part) for part in parts)
 
 
-def page(current: str) -> str:
-    """The page with its generated part renewed."""
-    written, mark, _ = current.partition(MARK)
-    if not mark:
-        raise SystemExit(f"{TARGET.name} has lost the line {MARK.strip()}")
+def generated() -> str:
+    """What stands below the mark."""
     parts = [f"## The {table.role}\n\n{draw(table)}" for table in (SOURCE_TABLE, DESTINATION_TABLE)]
-    return written + MARK + "\n" + "\n\n".join(parts) + "\n"
-
-
-def main() -> None:
-    current = TARGET.read_text()
-    if "--check" in sys.argv:
-        sys.exit(0 if current == page(current) else f"{TARGET.name} is not up to date")
-    TARGET.write_text(page(current))
+    return "\n" + "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    renew(TARGET, MARK, generated)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.tcp.option_stays import STAYS  # noqa: E402
 from agent.tcp.option_table import LISTENING, OPENING, TABLE, Option  # noqa: E402
+from docs.generated import renew  # noqa: E402
 
 TARGET = Path(__file__).with_name("tcp-engine.md")
 MARK = "<!-- generated below by docs/make_tcp_table.py -->\n"
@@ -161,11 +162,8 @@ def stays() -> list[str]:
     return lines
 
 
-def page(current: str) -> str:
-    """The page with its generated part renewed."""
-    written, mark, _ = current.partition(MARK)
-    if not mark:
-        raise SystemExit(f"{TARGET.name} has lost the line {MARK.strip()}")
+def generated() -> str:
+    """What stands below the mark."""
     parts = (
         ["## States and data", "", *states()],
         ["## Options", "",
@@ -174,15 +172,8 @@ def page(current: str) -> str:
         ["## Options that stay", "",
          "These and the ones above are all that the kernel's headers know.", "", *stays()],
     )  # fmt: skip
-    return written + MARK + "".join("\n" + "\n".join(part) + "\n" for part in parts)
-
-
-def main() -> None:
-    current = TARGET.read_text()
-    if "--check" in sys.argv:
-        sys.exit(0 if current == page(current) else f"{TARGET.name} is not up to date")
-    TARGET.write_text(page(current))
+    return "".join("\n" + "\n".join(part) + "\n" for part in parts)
 
 
 if __name__ == "__main__":
-    main()
+    renew(TARGET, MARK, generated)

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.errors import AgentError  # noqa: E402
+from docs.generated import renew  # noqa: E402
 from orchestrator.errors import load_error_classes  # noqa: E402
 from orchestrator.refusals import TABLE  # noqa: E402
 
@@ -38,22 +39,12 @@ def rows() -> list[tuple[str, str, str, int]]:
     return sorted(found)
 
 
-def page(current: str) -> str:
-    """The page with its generated part renewed."""
-    written, mark, _ = current.partition(MARK)
-    if not mark:
-        raise SystemExit(f"{TARGET.name} has lost the line {MARK.strip()}")
+def generated() -> str:
+    """What stands below the mark."""
     lines = ["", "| code | message | what to do | exit |", "| --- | --- | --- | --- |"]
     lines += [f"| `{code}` | {said} | {hint} | {status} |" for code, said, hint, status in rows()]
-    return written + MARK + "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    current = TARGET.read_text()
-    if "--check" in sys.argv:
-        sys.exit(0 if current == page(current) else f"{TARGET.name} is not up to date")
-    TARGET.write_text(page(current))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    renew(TARGET, MARK, generated)
