@@ -17,6 +17,8 @@ from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
 
 HELLO_TIMEOUT = 30.0
 ANSWER_TIMEOUT = 60.0  # seconds for a call that only looks, or gets ready
+FIX_TIMEOUT = 300.0  # seconds for all undoings of a host: each waits up to a minute for CRIU
+SETTLE_TIMEOUT = 90.0  # seconds over a recovery's patience: an undo waits up to a minute for CRIU
 
 Facts = dict[str, Any]
 
@@ -191,32 +193,34 @@ class AgentClient:
         self, migration: str, role: str, word: str | None, patience: float
     ) -> SettledFacts:
         """Bring what a dead agent left to its end; `word`: what the destination said."""
-        answer = await self._map(
-            "recovery.settle", migration=migration, role=role, word=word, patience=patience
-        )
+        args = {"migration": migration, "role": role, "word": word, "patience": patience}
+        answer = await self._within(patience + SETTLE_TIMEOUT, "recovery.settle", args)
         return validate(answer, SettledFacts, f"{self.host}'s recovery")
 
     async def forget(self, migration: str) -> None:
         """Tell it that all is over and told, and nobody will ask any more."""
         await self._soon("recovery.forget", migration=migration)
 
-    async def _soon(self, call: str, **args: Any) -> Facts:
-        """As `_map`, but not for ever."""
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                return await self._map(call, **args)
-        except TimeoutError:
-            raise AgentSilent(host=self.host, seconds=f"{ANSWER_TIMEOUT:.0f}") from None
-
     async def look(self) -> Look:
         """What interrupted migrations have left on that host; nothing is touched."""
-        answer = await self._map("doctor.look")
+        answer = await self._soon("doctor.look")
         return validate(answer, Look, f"{self.host}'s leftovers")
 
     async def fix(self) -> Fixed:
         """Clear what of it is safe."""
-        answer = await self._map("doctor.fix")
+        answer = await self._within(FIX_TIMEOUT, "doctor.fix", {})
         return validate(answer, Fixed, f"{self.host}'s leftovers")
+
+    async def _soon(self, call: str, **args: Any) -> Facts:
+        return await self._within(ANSWER_TIMEOUT, call, args)
+
+    async def _within(self, seconds: float, call: str, args: dict[str, Any]) -> Facts:
+        """As `_map`, but not for ever. Raises `AgentSilent`, too."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._map(call, **args)
+        except TimeoutError:
+            raise AgentSilent(host=self.host, seconds=f"{seconds:.0f}") from None
 
     async def _map(self, call: str, **args: Any) -> Facts:
         result = await self._call(call, args)

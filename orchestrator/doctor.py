@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.leftovers.facts import CLEAR, HAND, RECOVER, Finding, Look
-from orchestrator.errors import AgentSilent
 from orchestrator.records import Records
 from orchestrator.recovering import Recoverer
 
-T = TypeVar("T")
-
 LEFTOVERS = 1  # exit status: something is left over
-_PATIENCE = 60.0  # seconds for a look
-_FIX_PATIENCE = 300.0  # seconds: each undo waits up to a minute for CRIU
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +85,8 @@ async def diagnose(
             raise agent
         known = frozenset(one["id"] for one in records.all())
         if not fix:
-            return Diagnosis(host, await _within(_PATIENCE, host, agent.look()), known=known)
-        done = await _within(_FIX_PATIENCE, host, agent.fix())
+            return Diagnosis(host, await agent.look(), known=known)
+        done = await agent.fix()
         return Diagnosis(host, done["left"], done["cleared"], done["errors"], known)
     finally:
         await reacher.close()
-
-
-async def _within(seconds: float, host: str, answer: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError:
-        raise AgentSilent(host=host, seconds=f"{seconds:.0f}") from None

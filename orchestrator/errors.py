@@ -135,6 +135,11 @@ def internal(error: Exception) -> AgentError:
     return AgentError(detail=f"{type(error).__name__}: {error}{place}")
 
 
+def told(error: AgentError) -> dict[str, str]:
+    """{"code", "message", "hint"}: an error as JSON has it."""
+    return {"code": error.code, "message": error.message, "hint": error.hint}
+
+
 def load_error_classes() -> None:
     """Import every module of the agent, so that each error code has its class.
 

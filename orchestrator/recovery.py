@@ -6,7 +6,6 @@ it says so. A source that has not handed over goes on by itself; one that has ne
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from typing import Any
 from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE, SOURCE_TABLE, Found
 from orchestrator.agent_client import AgentClient, SettledFacts
+from orchestrator.errors import told
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 
 OVER = "over"  # neither host knows of it: it has ended, or never begun
 PATIENCE = 30.0  # seconds that a host waits for somebody who is at work there
-_SLACK = 90.0  # seconds over that for an answer: an undo waits up to a minute for CRIU
 
 Side = SettledFacts | AgentError
 
@@ -85,8 +84,7 @@ def _asks(sent: Side) -> bool:
 
 def _side(side: Side) -> dict[str, Any]:
     if isinstance(side, AgentError):
-        error = {"code": side.code, "message": side.message, "hint": side.hint}
-        return {"found": None, "state": None, "living": [], "error": error}
+        return {"found": None, "state": None, "living": [], "error": told(side)}
     return {**{name: side[name] for name in ("found", "state", "living")}, "error": None}
 
 
@@ -145,12 +143,7 @@ async def _settle(
     if isinstance(agent, AgentError):
         return agent
     try:
-        async with asyncio.timeout(patience + _SLACK):
-            return await agent.settle(migration, role, word, patience)
-    except TimeoutError:
-        from orchestrator.errors import AgentSilent
-
-        return AgentSilent(host=agent.host, seconds=f"{patience + _SLACK:.0f}")
+        return await agent.settle(migration, role, word, patience)
     except AgentError as error:
         return error
 

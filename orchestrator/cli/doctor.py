@@ -43,16 +43,16 @@ def doctor(host: str, ssh_config: str | None, fix: bool, as_json: bool) -> int:
     from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, AgentError
     from orchestrator import report
     from orchestrator.doctor import diagnose
+    from orchestrator.errors import told
 
     try:
         found = asyncio.run(diagnose(host, ssh_config, fix))
     except AgentError as error:
         if as_json:
-            told = {"code": error.code, "message": error.message, "hint": error.hint}
             empty: dict[str, Any] = {
                 name: [] for name in ("findings", "cleared", "errors", "under_way", "notes")
             }
-            print_json({"host": host, **empty, "error": told})
+            print_json({"host": host, **empty, "error": told(error)})
         else:
             report.problem(error.message, error.hint)
         return EXIT_IN_DOUBT if error.exit_status == EXIT_IN_DOUBT else EXIT_REFUSED

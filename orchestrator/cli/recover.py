@@ -31,6 +31,7 @@ def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
     """
     from agent.errors import EXIT_MIGRATED, EXIT_REFUSED, AgentError
     from orchestrator import report
+    from orchestrator.errors import told
     from orchestrator.recovering import Recoverer
 
     worker = Recoverer(ssh_config)
@@ -38,8 +39,7 @@ def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
         found = asyncio.run(worker.recover(what))
     except AgentError as error:
         if as_json:
-            told = {"code": error.code, "message": error.message, "hint": error.hint}
-            print_json({"migrations": [], "error": told})
+            print_json({"migrations": [], "error": told(error)})
         else:
             report.problem(error.message, error.hint)
         return error.exit_status or EXIT_REFUSED

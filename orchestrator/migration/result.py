@@ -17,7 +17,7 @@ from agent.errors import (
     shown,
 )
 from agent.probe.facts import validate
-from orchestrator.errors import from_wire
+from orchestrator.errors import from_wire, told
 from orchestrator.refusals import Refusal
 
 PHASES = (
@@ -141,7 +141,7 @@ def empty(migration_id: str, source: str, destination: str, pid: int) -> Json:
 
 def described(error: AgentError, phase: str) -> Json:
     """{"code", "message", "hint", "phase"} of an error."""
-    return {"code": error.code, "message": error.message, "hint": error.hint, "phase": phase}
+    return {**told(error), "phase": phase}
 
 
 def refused(refusals: list[Refusal]) -> Json:
