@@ -165,10 +165,11 @@ class Journal:
             if os.fstat(fd).st_nlink == 0:  # it has ended meanwhile
                 os.close(fd)
                 return None
-            entries, end = whole_records(fd)
-            if not entries and (why := _why_unread(fd)) is not None:
+            data = contents(fd)
+            entries, end = whole_records(data)
+            if not entries and (why := _why_unread(data)) is not None:
                 raise JournalDamaged(path=str(path), detail=why)
-            if _decision_behind(fd, end):
+            if _decision_behind(data, end):
                 raise JournalDamaged(path=str(path), detail="a record before a decision is damaged")
         except BlockingIOError:
             os.close(fd)
@@ -264,14 +265,18 @@ def read(path: Path, migration_id: str, role: str) -> History:
     try:
         with _as_journal_error(path):
             private.check_file(fd)
-        return History(migration_id, role, whole_records(fd)[0])
+        return History(migration_id, role, whole_records(contents(fd))[0])
     finally:
         os.close(fd)
 
 
-def whole_records(fd: int) -> tuple[list[Entry], int]:
+def contents(fd: int) -> bytes:
+    """All that a journal's file has, within the limit."""
+    return os.pread(fd, min(os.fstat(fd).st_size, LARGEST), 0)
+
+
+def whole_records(data: bytes) -> tuple[list[Entry], int]:
     """The whole records from the beginning, and where the last of them ends."""
-    data = os.pread(fd, min(os.fstat(fd).st_size, LARGEST), 0)
     entries: list[Entry] = []
     at = len(MAGIC)
     while data.startswith(MAGIC) and at + HEAD.size <= len(data):
@@ -284,12 +289,11 @@ def whole_records(fd: int) -> tuple[list[Entry], int]:
     return entries, at
 
 
-def _why_unread(fd: int) -> str | None:
+def _why_unread(data: bytes) -> str | None:
     """Why a journal without a whole record is not that of an agent which died before its first.
 
     The first is a decision: nothing is written behind it before it is on disk.
     """
-    data = os.pread(fd, LARGEST, 0)
     magic = data[: len(MAGIC)]
     if magic != MAGIC and any(magic) and not MAGIC.startswith(magic.rstrip(b"\0")):
         return "it is of another version of Streamferry, or is none"
@@ -300,12 +304,11 @@ def _why_unread(fd: int) -> str | None:
     return "its first record is damaged" if length and any(behind) else None
 
 
-def _decision_behind(fd: int, end: int) -> bool:
+def _decision_behind(data: bytes, end: int) -> bool:
     """Whether a whole decision lies behind what is not whole.
 
     The sync of a decision has put all before it on disk, too: that is damage, not a torn end.
     """
-    data = os.pread(fd, LARGEST, 0)
     at = data.find(_BODY, end)
     while at >= 0:
         length, crc = HEAD.unpack_from(data, at - HEAD.size)

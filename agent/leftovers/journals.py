@@ -91,13 +91,13 @@ def _is_busy(fd: int) -> bool:
 
 def read(fd: int, role: str) -> tuple[str, list[journal.Entry]]:
     """What is wrong with an open journal ("" where nothing is), and its records."""
-    data = os.pread(fd, min(os.fstat(fd).st_size, journal.LARGEST), 0)
+    data = journal.contents(fd)
     if not data.startswith(journal.MAGIC):
         if not any(data):
             return EMPTY, []
         return (NEWER if data.startswith(_FAMILY) else DAMAGED), []
     try:
-        entries, end = journal.whole_records(fd)
+        entries, end = journal.whole_records(data)
         states: set[Any] = {entry.state for entry in entries}
     except Exception:  # whole records that are not as this version writes them
         return NEWER, []

@@ -65,7 +65,7 @@ def append(path: Path, data: bytes) -> None:
     """Put bytes behind the last whole record."""
     fd = os.open(path, os.O_RDWR)
     try:
-        os.pwrite(fd, data, journals.whole_records(fd)[1])
+        os.pwrite(fd, data, journals.whole_records(journals.contents(fd))[1])
     finally:
         os.close(fd)
 
