@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from agent.kernel import uapi
-from agent.tcp import Stream, StreamError, abandon, disconnect, dump, release, restore
+from agent.tcp import Stream, StreamError, abandon, dump, release, restore
 from tests.support.netns import Host, wait_until
-from tests.support.tcp import Pair, connected, echo_works, readable, state
+from tests.support.tcp import connected, echo_works, moved, readable, state
 
 _SOL = socket.SOL_SOCKET
 
@@ -83,19 +83,8 @@ def test_closed_with_data_to_read(pair: tuple[Host, Host], kind: str, place: str
         held.server.shutdown(socket.SHUT_WR)
         held.client.close()
         wait_until("it is closed", lambda: state(held.server) == uapi.TCP_CLOSE)
-        move(pair[0], held, place)
+        moved(pair[0], held, place)
         assert state(held.server) == uapi.TCP_CLOSE
         assert device_of(held.server) == b"eth0"
         assert held.server.recv(100) == b"the last words"
         assert held.server.recv(100) == b""
-
-
-def move(host: Host, held: Pair, place: str) -> None:
-    stream = Stream.from_bytes(dump(held.server).to_bytes())
-    if place == "in place":
-        disconnect(held.server)
-        host.run(restore, stream, held.server)
-    else:
-        abandon(held.server)
-        held.server = host.run(restore, stream)
-    host.run(release, held.server)

@@ -12,9 +12,9 @@ import struct
 import pytest
 
 from agent.kernel import uapi
-from agent.tcp import Stream, abandon, disconnect, dump, release, restore
+from agent.tcp import dump, release
 from tests.support.netns import Host, wait_until
-from tests.support.tcp import Pair, connected, echo_works, read_exactly
+from tests.support.tcp import connected, echo_works, moved, read_exactly
 
 _SIOCATMARK = 0x8905
 _SOL = socket.SOL_SOCKET
@@ -34,19 +34,6 @@ def read_urgent(sock: socket.socket) -> bytes:
 def at_mark(sock: socket.socket) -> bool:
     (value,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), _SIOCATMARK, b"\0" * 4))
     return bool(value)
-
-
-def moved(host: Host, held: Pair, place: str) -> Stream:
-    stream = Stream.from_bytes(dump(held.server).to_bytes())
-    if place == "in place":
-        disconnect(held.server)
-        host.run(restore, stream, held.server)
-    else:
-        abandon(held.server)
-        held.server = host.run(restore, stream)
-    host.run(release, held.server)
-    held.server.settimeout(10)
-    return stream
 
 
 def queued(sock: socket.socket) -> int:
@@ -74,6 +61,7 @@ def test_unread(
             held.client.sendall(tail)
         wait_until("all is here", lambda: queued(held.server) == before + 1 + after)
         stream = moved(pair[0], held, place)
+        held.server.settimeout(10)
         assert stream.urgent == before + 1
         assert urgent_here(held.server)
         assert held.server.getsockopt(_SOL, uapi.SO_OOBINLINE) == inline
@@ -99,6 +87,7 @@ def test_read_but_still_in_the_queue(pair: tuple[Host, Host], kind: str) -> None
         wait_until("all is here", lambda: queued(held.server) == 12)
         assert read_urgent(held.server) == b"!"
         stream = moved(pair[0], held, "elsewhere")
+        held.server.settimeout(10)
         assert (stream.urgent, stream.receive_queue) == (0, b"beforeafter")
         assert read_exactly(held.server, 11) == b"beforeafter"
         with pytest.raises(OSError):
@@ -114,6 +103,7 @@ def test_half_closed_behind_it(pair: tuple[Host, Host], kind: str) -> None:
         held.client.shutdown(socket.SHUT_WR)
         wait_until("all is here", lambda: queued(held.server) == 12)
         moved(pair[0], held, "elsewhere")
+        held.server.settimeout(10)
         assert read_urgent(held.server) == b"!"
         data = bytearray()
         while part := held.server.recv(100):

@@ -49,10 +49,6 @@ def test_without_the_orchestrator_the_agents_finish(lab: Lab, redis: int, point:
         goes_on(lab, client, redis, "dst")
 
 
-def guardians(lab: Lab, host: str) -> str:
-    return lab.run(host, "pgrep -f 'agent[.]guardian' || true")
-
-
 @pytest.mark.parametrize("point", ["dump_process@source", "ship@source"])
 def test_agent_and_guardian_killed_and_then_recovered(lab: Lab, redis: int, point: str) -> None:
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:

@@ -13,6 +13,7 @@ from typing import Any
 from agent.kernel import uapi
 from agent.kernel.syscalls import ioctl_int
 from agent.netlock.render import Connection
+from agent.tcp import Stream, abandon, disconnect, dump, release, restore
 from agent.tcp.replay import Segment, parse
 from tests.support.netns import Host, wait_until
 
@@ -222,3 +223,16 @@ def ports(segment: Segment) -> tuple[int, int]:
     """(source, destination)"""
     source, destination = struct.unpack("!HH", segment.tcp[:4])
     return source, destination
+
+
+def moved(host: Host, held: Pair, place: str) -> Stream:
+    """Move the server's end as bytes: "in place" onto the same socket, else onto a fresh one."""
+    stream = Stream.from_bytes(dump(held.server).to_bytes())
+    if place == "in place":
+        disconnect(held.server)
+        host.run(restore, stream, held.server)
+    else:
+        abandon(held.server)
+        held.server = host.run(restore, stream)
+    host.run(release, held.server)
+    return stream
