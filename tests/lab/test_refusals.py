@@ -141,10 +141,7 @@ def test_criu_too_old(lab: Lab, redis: int, host: str, version: str) -> None:
 
 
 def test_the_pid_is_taken(lab: Lab, redis: int) -> None:
-    last = lab.run("dst", "cat /proc/sys/kernel/ns_last_pid")
-    assert int(lab.run("dst", f"start-high {redis - 1} sleep 1000")) == redis
-    # Else what runs there next would have the PIDs of the next tests' workloads.
-    lab.run("dst", f"echo {last} > /proc/sys/kernel/ns_last_pid")
+    lab.take("dst", redis)
     assert "sleep" in refused(lab, redis, "pid-taken")
 
 

@@ -139,6 +139,16 @@ class Lab:
         self._floors[host] += _STEP
         return int(self.run(host, f"start-high {self._floors[host]} {command}").split()[-1])
 
+    def take(self, host: str, pid: int) -> None:
+        """Have a workload, `sleep`, take this very PID; a later one has its PID as if it had not.
+
+        Else what runs there next would have the PIDs of the next tests' workloads.
+        """
+        last = self.run(host, "cat /proc/sys/kernel/ns_last_pid")
+        taken = int(self.run(host, f"start-high {pid - 1} sleep 1000"))
+        self.run(host, f"echo {last} > /proc/sys/kernel/ns_last_pid")
+        assert taken == pid, f"PID {pid} is not free on {host}"
+
     def alive(self, host: str, pid: int) -> bool:
         state = self.run(host, f"sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -c1", False)
         return bool(state) and state not in "ZX"
