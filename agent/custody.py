@@ -7,9 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from agent import host_id
 from agent.errors import EXIT_REFUSED, AgentError
 from agent.guardian import Guardian
-from agent.journal import DIRECTORY, History, Journal, JournalBusy, histories, open_directory
+from agent.journal import (
+    DIRECTORY,
+    History,
+    Journal,
+    JournalBusy,
+    as_journal_error,
+    histories,
+    open_directory,
+)
 from agent.kernel import proc
 from agent.plan import Plan
 from agent.protocol import SOURCE, TABLES, Found, Machine
@@ -32,11 +41,14 @@ class Unfinished(AgentError):
 class Custody:
     """From the first line in the journal until all is over on this host."""
 
-    def __init__(self, plan: Plan, role: str, directory: Path = DIRECTORY) -> None:
-        """Begin. Raises `AlreadyMoving`, `Unfinished`, `JournalError`, `OSError`."""
+    def __init__(self, plan: Plan, role: str, directory: Path = DIRECTORY, **facts: object) -> None:
+        """Begin; `facts` go into the journal. Raises `AlreadyMoving`, `Unfinished`, `OSError`,
+        `JournalError`."""
         with _Doorway(directory):
             if role == SOURCE:
                 _refuse_twice(plan.pid, directory)
+            with as_journal_error(directory / host_id.FILE):
+                self.host_id = host_id.ensure(directory)
             self.journal = Journal.create(plan.id, role, directory)
         try:
             self.machine = Machine(TABLES[role], self.journal.record)
@@ -47,28 +59,32 @@ class Custody:
                 born=proc.born(plan.pid),
                 agent=os.getpid(),
                 agent_born=proc.born(os.getpid()),
+                **facts,
             )
             self._guardian = Guardian(plan.id, role, directory)
         except BaseException:
-            self.journal.remove()
+            self.journal.discard()
             raise
 
     def end(self) -> None:
         """Let go. A journal that is over is removed, any other is for who comes next. Idempotent.
 
         The destination's is kept where it has the process, until it is told to forget it: the
-        source may still ask, or `migrate recover`, if nobody has heard how it ended.
+        source may still ask, or `migrate recover`, if nobody has heard how it ended. Raises
+        `JournalError` where one could not be removed.
         """
         if self.machine.state == "ready":  # nothing was done yet
             self.machine.back("fail")
             self.machine.back("undone")
         state = self.machine.state
-        if TABLES[self.machine.table.role].states[state].found is Found.OVER:
-            if state != "migrated" or self.machine.table.role == SOURCE:
-                self.journal.remove()
-            self._guardian.dismiss()
-        self.journal.close()
-        self._guardian.leave()
+        try:
+            if TABLES[self.machine.table.role].states[state].found is Found.OVER:
+                if state != "migrated" or self.machine.table.role == SOURCE:
+                    self.journal.remove()
+                self._guardian.dismiss()
+        finally:
+            self.journal.close()
+            self._guardian.leave()
 
 
 class _Doorway:

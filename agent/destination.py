@@ -14,6 +14,7 @@ import gc
 import time
 from typing import Any
 
+from agent import host_id
 from agent.custody import Custody
 from agent.destination_host import DestinationHost
 from agent.errors import (
@@ -68,14 +69,17 @@ class DestinationMigration:
 
     # --- calls
 
-    async def prepare(self, plan: dict[str, Any], client_key: str) -> dict[str, Any]:
+    async def prepare(
+        self, plan: dict[str, Any], client_key: str, source_id: str
+    ) -> dict[str, Any]:
         """Open the link's port and get everything ready that takes time."""
+        other_host = host_id.checked(source_id)
         self._plan = Plan.from_wire(plan)
         self._listener = LinkServer(self._link, client_key)
         self._faults = Faults(DESTINATION, self._plan.faults)
         self._faults.cut, self._faults.spoil = self._link.close, self._link.spoil
         self._link.faults = Faults(LINK, self._plan.faults).actions
-        self._custody = Custody(self._plan, DESTINATION)
+        self._custody = Custody(self._plan, DESTINATION, other_host=other_host)
         self._machine = self._custody.machine
         self._faults.fill = self._custody.journal.fill
         self._server.on_event("relay", self._relay.event)
@@ -91,6 +95,7 @@ class DestinationMigration:
             self._custody.end()
             raise
         reply["addresses"] = list(dict.fromkeys([*self._plan.link_hosts, *reply["addresses"]]))
+        reply["host_id"] = self._custody.host_id
         return reply
 
     async def run(self) -> dict[str, Any]:

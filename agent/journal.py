@@ -108,6 +108,7 @@ class History:
             "pid": int(plan.get("pid", 0)),
             "source": str(plan.get("source", "")),
             "destination": str(plan.get("destination", "")),
+            "other_host": str(self.facts.get("other_host", "")),
         }
 
     def entered(self, state: str) -> Entry | None:
@@ -129,19 +130,19 @@ class Journal:
     def create(cls, migration_id: str, role: str, directory: Path = DIRECTORY) -> Journal:
         """A new one, on disk. Raises `JournalError`, also where it exists."""
         path = directory / f"{migration_id}-{role}"
-        with _as_journal_error(path):
+        with as_journal_error(path):
             private.make(directory)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(path, flags, 0o600)
         journal = cls(path, fd, History(migration_id, role), len(MAGIC))
         try:
-            with _as_journal_error(path):
+            with as_journal_error(path):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.pwrite(fd, MAGIC.ljust(_ROOM, b"\0"), 0)
                 os.fsync(fd)
-                _sync_directory(directory)
+                private.sync(directory)
         except BaseException:
-            journal.remove()
+            journal.discard()
             raise
         return journal
 
@@ -154,13 +155,13 @@ class Journal:
         """
         path = directory / f"{migration_id}-{role}"
         try:
-            with _as_journal_error(path):
+            with as_journal_error(path):
                 fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with _as_journal_error(path):
+            with as_journal_error(path):
                 private.check_file(fd)
             if os.fstat(fd).st_nlink == 0:  # it has ended meanwhile
                 os.close(fd)
@@ -186,7 +187,7 @@ class Journal:
         entry = Entry(state, time.time(), facts)
         body = msgpack.packb({"state": state, "at": entry.at, "facts": facts})
         data = HEAD.pack(len(body), zlib.crc32(body)) + body
-        with _as_journal_error(self.path):
+        with as_journal_error(self.path):
             if self._end + len(data) > LARGEST:  # nobody would read what is behind
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             if self._full:
@@ -217,11 +218,21 @@ class Journal:
         self.record("", Log.NOTE, facts)
 
     def remove(self) -> None:
-        """All is over: nothing is to be found here any more. Idempotent."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-            _sync_directory(self.path.parent)
-        self.close()
+        """All is over: nothing is to be found here any more. Idempotent.
+
+        Raises `JournalError` where it stays: it may still say what holds no longer.
+        """
+        try:
+            with as_journal_error(self.path):
+                self.path.unlink(missing_ok=True)
+                private.sync(self.path.parent)
+        finally:
+            self.close()
+
+    def discard(self) -> None:
+        """As `remove`, of one by which nothing was done: it may stay."""
+        with contextlib.suppress(JournalError):
+            self.remove()
 
     def close(self) -> None:
         """Let go of it; it stays. Idempotent."""
@@ -238,7 +249,7 @@ def checked_name(migration_id: object, role: object) -> None:
 
 def open_directory(directory: Path = DIRECTORY) -> int:
     """A descriptor of the journals' directory, made where there is none. Raises `JournalError`."""
-    with _as_journal_error(directory):
+    with as_journal_error(directory):
         private.make(directory)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(directory, flags)
@@ -260,10 +271,10 @@ def histories(directory: Path = DIRECTORY) -> Iterator[History]:
 
 def read(path: Path, migration_id: str, role: str) -> History:
     """One journal. Raises `FileNotFoundError` and `JournalError`."""
-    with _as_journal_error(path):
+    with as_journal_error(path):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with _as_journal_error(path):
+        with as_journal_error(path):
             private.check_file(fd)
         return History(migration_id, role, whole_records(contents(fd))[0])
     finally:
@@ -324,16 +335,9 @@ def _entry(body: bytes) -> Entry:
     return Entry(str(value["state"]), float(value["at"]), dict(value["facts"]))
 
 
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
-def _as_journal_error(path: Path) -> Iterator[None]:
+def as_journal_error(path: Path) -> Iterator[None]:
+    """What goes wrong with a file, but that it is not there, as a `JournalError`."""
     try:
         yield
     except FileNotFoundError:

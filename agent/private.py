@@ -46,6 +46,15 @@ def check(path: Path, *, hidden: bool = True) -> None:
         raise _refusal(f"others may use {path} (mode {mode:o}): `chmod 700 {path}`")
 
 
+def sync(path: Path) -> None:
+    """Have what was made or removed in a directory on disk. Raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _check_above(path: Path) -> None:
     """What is not there is made by us, or `mkdir` fails."""
     resolved = Path(os.path.realpath(path.parent))

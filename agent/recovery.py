@@ -11,12 +11,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent import host_id
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.journal import DIRECTORY, History, Journal, JournalBusy, read
+from agent.journal import DIRECTORY, History, Journal, JournalBusy, as_journal_error, read
 from agent.kernel import proc
 from agent.protocol import (
     DESTINATION,
@@ -51,6 +52,8 @@ class Settled:
     state: str  # the state now
     word: str | None  # for the other host; None: none yet
     living: list[int]  # PIDs of the copy on this host
+    lost: bool = False  # the copy that should go on ended before all was over
+    host_id: str = ""  # of this host; see `agent.host_id`
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,17 +64,21 @@ def settle(
 ) -> Settled:
     """Undo, finish, or go by the other host's `word`. Blocks.
 
+    Where there is no journal, the answer holds only if this is the host that took part.
+
     A journal that is over is removed, but for a destination's that has the process, for the source
     to ask, and for a source's whose copy is gone, so that somebody is told. Those are kept until
     `forget`. Raises `JournalBusy` while its agent lives,
     `RecoveryIncomplete`, `JournalError`.
     """
     table = TABLES[role]
+    with as_journal_error(directory / host_id.FILE):
+        here = host_id.own(directory)
     journal = Journal.open(migration_id, role, directory)
     if journal is None:
-        return Settled(role, "", "", table.unheard, [])
+        return Settled(role, "", "", table.unheard, [], host_id=here)
     try:
-        return _settle(journal, word)
+        return replace(_settle(journal, word), host_id=here)
     finally:
         journal.close()
 
@@ -91,6 +98,8 @@ class Acts(Protocol):
 
     @property
     def living(self) -> list[int]: ...
+    @property
+    def same_boot(self) -> bool: ...
     def do(self, action: str) -> None: ...
     def wipe(self) -> None: ...
 
@@ -114,7 +123,7 @@ def settling(
     """
     history = journal.history
     table = TABLES[history.role]
-    found = history.state
+    found, lost = history.state, False
     machine = Machine(table, journal.record, found)
     if not history.entries:  # its agent died before it had written down what it was to do
         journal.remove()
@@ -142,10 +151,16 @@ def settling(
     if state.found is Found.OVER:
         successor.wipe()
         has_it = history.role == DESTINATION and machine.state == "migrated"
-        lost = history.role == SOURCE and machine.state == "rolled-back" and not living
+        goes_on = has_it or (history.role == SOURCE and machine.state == "rolled-back")
+        # What was over while its host was up may have ended since, as any process does.
+        ended_since = found == "migrated" and successor.same_boot and "lost" not in history.facts
+        lost = goes_on and not living and not ended_since
         if not (has_it or lost):
             journal.remove()
-    return Settled(history.role, found, machine.state, state.word, living)
+        elif lost:
+            with contextlib.suppress(Exception):  # for one who asks again
+                journal.record("", Log.NOTE, {"lost": True})
+    return Settled(history.role, found, machine.state, state.word, living, lost)
 
 
 def settle_when_free(

@@ -108,12 +108,14 @@ class Calls:
     async def _source_resolve(self, committed: bool) -> Any:
         return await self._prepared("source", "source.resolve").resolve(committed=committed)
 
-    async def _destination_prepare(self, plan: dict[str, Any], client_key: str) -> Any:
+    async def _destination_prepare(
+        self, plan: dict[str, Any], client_key: str, source_id: str
+    ) -> Any:
         from agent.destination import DestinationMigration
 
         with self._serving("destination"):
             migration = DestinationMigration(self._server)
-            reply = await migration.prepare(plan=plan, client_key=client_key)
+            reply = await migration.prepare(plan=plan, client_key=client_key, source_id=source_id)
             self.destination = migration
         return reply
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from agent import host_id
 from agent.clock import ROUNDS, ClockOffset
 from agent.conversation import Conversation
 from agent.custody import Custody
@@ -90,7 +91,7 @@ class SourceMigration:
         except BaseException:
             self._custody.end()
             raise
-        return {"public_key": self._client.public_key}
+        return {"public_key": self._client.public_key, "host_id": self._custody.host_id}
 
     async def run(self, link: dict[str, Any]) -> dict[str, Any]:
         """Migrate; returns the report when all is over or in doubt (`resolve` ends that).
@@ -149,6 +150,8 @@ class SourceMigration:
 
     async def _forward(self, link: dict[str, Any]) -> None:
         phases, host, send, machine = self._phases, self._host, self._link.send, self._machine
+        # Whom to ask, once this is handed over; on disk with that decision.
+        self._custody.journal.note(other_host=host_id.told(link))
         try:
             async with asyncio.timeout(_LINK_TIMEOUT):
                 await self._connect(link)

@@ -69,7 +69,7 @@ class Successor:
         self._role = history.role
         self.plan = Plan.from_wire(self._facts.get("plan"))
         self._history = history
-        self._same_boot = self._facts.get("boot") == proc.boot_id()
+        self.same_boot = self._facts.get("boot") == proc.boot_id()
         self._peer_asleep: list[socket.socket] = []
 
     def do(self, action: str) -> None:
@@ -83,7 +83,7 @@ class Successor:
     @property
     def living(self) -> list[int]:
         """The PIDs of this host's copy."""
-        if not self._same_boot:
+        if not self.same_boot:
             return []
         if (births := self._facts.get("births")) is not None:  # what was frozen, or restored
             return [pid for pid, when in births if when and proc.born(pid) == when]

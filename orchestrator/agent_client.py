@@ -23,6 +23,18 @@ SETTLE_TIMEOUT = 90.0  # seconds over a recovery's patience: an undo waits up to
 Facts = dict[str, Any]
 
 
+class SourcePrepared(TypedDict):
+    public_key: str  # of the link's one client
+    host_id: str
+
+
+class DestinationPrepared(TypedDict):
+    addresses: list[str]  # where the link's one-time port may be reached
+    port: int
+    host_key: str
+    host_id: str
+
+
 class JournalFacts(TypedDict):
     """One migration that is not over on a host."""
 
@@ -33,6 +45,7 @@ class JournalFacts(TypedDict):
     pid: int
     source: str
     destination: str
+    other_host: str  # the other host's id; "" where it is not known
 
 
 class JournalList(TypedDict):
@@ -47,6 +60,8 @@ class SettledFacts(TypedDict):
     state: str
     word: str | None
     living: list[int]
+    lost: bool
+    host_id: str
 
 
 EventHandler = Callable[[dict[str, Any]], Awaitable[None] | None]
@@ -160,15 +175,16 @@ class AgentClient:
     async def probe_destination(self, process: Facts, images_dir: str) -> Facts:
         return await self._soon("probe.destination", process=process, images_dir=images_dir)
 
-    async def source_prepare(self, plan: Facts) -> Facts:
-        """{"public_key": str}"""
-        return await self._soon("source.prepare", plan=plan)
+    async def source_prepare(self, plan: Facts) -> SourcePrepared:
+        answer = await self._soon("source.prepare", plan=plan)
+        return validate(answer, SourcePrepared, f"{self.host}'s part")
 
-    async def destination_prepare(self, plan: Facts, client_key: str) -> Facts:
-        """{"addresses": [str], "port": int, "host_key": str}"""
-        return await self._soon("destination.prepare", plan=plan, client_key=client_key)
+    async def destination_prepare(self, plan: Facts, source: SourcePrepared) -> DestinationPrepared:
+        keys = {"client_key": source["public_key"], "source_id": source["host_id"]}
+        answer = await self._soon("destination.prepare", plan=plan, **keys)
+        return validate(answer, DestinationPrepared, f"{self.host}'s part")
 
-    async def source_run(self, link: Facts) -> Facts:
+    async def source_run(self, link: DestinationPrepared) -> Facts:
         """The source's report, when all is over there."""
         return await self._map("source.run", link=link)
 

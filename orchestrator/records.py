@@ -17,6 +17,7 @@ from typing import Any, TypedDict, cast
 from platformdirs import user_state_path
 
 from agent.plan import ID_PATTERN
+from orchestrator.recovery import Named
 
 KEPT = 1000  # records; the oldest that have a result go first
 
@@ -30,6 +31,8 @@ class Record(TypedDict):
     source: str
     destination: str
     pid: int
+    source_id: str  # the hosts' own ids (`agent.host_id`)
+    destination_id: str
     ssh_config: str | None
     begun: str  # ISO 8601, local time with its offset
     result: Json | None  # None: it never came to its end here
@@ -50,14 +53,15 @@ class Records:
         """From now on act as a full disk would."""
         self._full = True
 
-    def begin(
-        self, migration: str, source: str, destination: str, pid: int, ssh_config: str | None
-    ) -> None:
+    def begin(self, named: Named, ssh_config: str | None) -> None:
         """Raises `OSError`."""
         begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         config = os.path.abspath(ssh_config) if ssh_config else None
-        self._write(Record(id=migration, source=source, destination=destination, pid=pid,
-                           ssh_config=config, begun=begun, result=None))  # fmt: skip
+        self._write(Record(
+            id=named.id, source=named.source, destination=named.destination, pid=named.pid,
+            source_id=named.source_id, destination_id=named.destination_id,
+            ssh_config=config, begun=begun, result=None,
+        ))  # fmt: skip
 
     def end(self, migration: str, result: Json) -> None:
         """Raises `OSError`; nothing where it was never begun."""

@@ -15,10 +15,12 @@ from agent.errors import (
     AgentError,
 )
 from agent.plan import ID_PATTERN
+from agent.protocol import DESTINATION, SOURCE
 from orchestrator.agent_client import AgentClient
+from orchestrator.errors import HostError
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
-from orchestrator.records import Records
+from orchestrator.records import Record, Records
 from orchestrator.recovery import OVER, Named, Recovered, recover
 from orchestrator.transport import open_agent
 
@@ -29,6 +31,13 @@ class UnknownMigration(AgentError):
     hint_template = (
         "Name one of its hosts: `migrate recover HOST`; `migrate list` shows those known."
     )
+    exit_status = EXIT_REFUSED
+
+
+class HostNotNamed(AgentError):
+    code = "host-not-named"
+    template = "{host} is in no migration that is to be recovered"
+    hint_template = "Give the name that `migrate list` shows."
     exit_status = EXIT_REFUSED
 
 
@@ -106,7 +115,8 @@ class Report:
         if self.loss is not None:
             return f"{ended.outcome}, but {self.loss.message}"
         if ended.outcome == MIGRATED:
-            return f"migrated: {named.destination} had committed; {pid} runs there" + self._left(
+            runs = "runs there" if ended.living["destination"] else "has ended there, or moved on"
+            return f"migrated: {named.destination} had committed; {pid} {runs}" + self._left(
                 named.source, "source", "its frozen copy there is still to be ended"
             )
         return f"rolled back: {named.destination} had not committed; {pid} goes on at " + (
@@ -116,7 +126,10 @@ class Report:
         )
 
     def _left(self, host: str, role: str, what: str) -> str:
-        return f" ({host} could not be reached: {what})" if role in self.ended.unfinished else ""
+        if role not in self.ended.unfinished:
+            return ""
+        unreached = isinstance(getattr(self.ended, role), HostError)
+        return f" ({host} could not {'be reached' if unreached else 'end its part'}: {what})"
 
     def to_json(self) -> dict[str, Any]:
         told = self.ended.to_json()
@@ -128,8 +141,12 @@ class Report:
 class Recoverer:
     """Reaches each host once."""
 
-    def __init__(self, ssh_config: str | None, records: Records | None = None) -> None:
+    def __init__(
+        self, ssh_config: str | None, records: Records | None = None, lost: str | None = None
+    ) -> None:
+        """`lost`: the name of a host that will never come back."""
         self._ssh_config = ssh_config
+        self._lost = lost
         self._records = records or Records()
         self._agents: dict[str, AgentClient | AgentError] = {}
         self.unwritten: list[str] = []  # what could not be written down, in words
@@ -138,7 +155,10 @@ class Recoverer:
         """End what is meant. Raises `AgentError` where nothing is known, or a host not reached."""
         try:
             reports = []
-            for named in await self._meant(what):
+            meant = await self._meant(what)
+            if self._lost and not any(self._lost in (one.source, one.destination) for one in meant):
+                raise HostNotNamed(host=self._lost)
+            for named in meant:
                 reports.append(await self.end(named, self._remember))
             return reports
         finally:
@@ -151,7 +171,7 @@ class Recoverer:
         """
         source, destination = await self.reach(named.source, named.destination)
         ended = await recover(
-            named.id, source, destination, lambda ended: told(Report(named, ended))
+            named, source, destination, lambda ended: told(Report(named, ended)), self._lost
         )
         return Report(named, ended)
 
@@ -163,7 +183,7 @@ class Recoverer:
     async def _meant(self, what: str | None) -> list[Named]:
         if what is None:
             return [
-                Named(one["id"], one["source"], one["destination"], one["pid"])
+                _named(one)
                 for one in self._records.all()
                 if one["result"] is None or one["result"].get("outcome") == IN_DOUBT
             ]
@@ -172,7 +192,7 @@ class Recoverer:
             if record is None:
                 raise UnknownMigration(id=what)
             self._ssh_config = self._ssh_config or record["ssh_config"]
-            return [Named(what, record["source"], record["destination"], record["pid"])]
+            return [_named(record)]
         (agent,) = await self.reach(what)
         if isinstance(agent, AgentError):
             raise agent
@@ -180,7 +200,10 @@ class Recoverer:
         for one in await agent.journals():
             names = {"source": one["source"], "destination": one["destination"]}
             names[one["role"]] = what  # as it is reached now
-            found[one["id"]] = Named(one["id"], names["source"], names["destination"], one["pid"])
+            other = DESTINATION if one["role"] == SOURCE else SOURCE
+            found[one["id"]] = Named(
+                one["id"], **names, pid=one["pid"], **{f"{other}_id": one["other_host"]}
+            )
         return list(found.values())
 
     async def reach(self, *hosts: str) -> list[AgentClient | AgentError]:
@@ -214,6 +237,13 @@ class Recoverer:
             self.unwritten.append(f"{report.named.id} stays in `migrate list` as it was: {error}")
             return False
         return True
+
+
+def _named(record: Record) -> Named:
+    return Named(
+        record["id"], record["source"], record["destination"], record["pid"],
+        record["source_id"], record["destination_id"],
+    )  # fmt: skip
 
 
 async def journals(hosts: tuple[str, ...], ssh_config: str | None) -> list[dict[str, Any]]:

@@ -2,25 +2,59 @@
 
 The destination decides (see `agent.protocol`): what it has not committed it undoes for good before
 it says so. A source that has not handed over goes on by itself; one that has needs that word.
+A host that knows nothing of a migration is believed only where it is the very one that took part.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from agent.errors import AgentError
-from agent.protocol import DESTINATION, SOURCE, SOURCE_TABLE, Found
+from agent.errors import EXIT_IN_DOUBT, AgentError
+from agent.protocol import DESTINATION, SOURCE, SOURCE_TABLE, TABLES, Found
 from orchestrator.agent_client import AgentClient, SettledFacts
-from orchestrator.errors import told
+from orchestrator.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable, told
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 
 OVER = "over"  # neither host knows of it: it has ended, or never begun
 PATIENCE = 30.0  # seconds that a host waits for somebody who is at work there
 
+GONE = "gone"  # what is found on a host that somebody has declared lost
+
 Side = SettledFacts | AgentError
+
+
+class AnotherHost(AgentError):
+    code = "another-host"
+    template = "{host} did not take part in migration {id}, or has lost its journals since"
+    hint_template = (
+        "Have the name lead to the host that did (-F). If that is gone for good, and cannot come "
+        "back with the process: `migrate recover {id} --lost {host}`."
+    )
+    exit_status = EXIT_IN_DOUBT
+
+
+_AWAY = (HostUnreachable, HostKeyUnknown, HostKeyChanged, AnotherHost)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A migration and its hosts: the names that reach them, and their ids ("": not known)."""
+
+    id: str
+    source: str
+    destination: str
+    pid: int = 0
+    source_id: str = ""
+    destination_id: str = ""
+
+    def host(self, role: str) -> tuple[str, str]:
+        """The name and the id of one."""
+        if role == SOURCE:
+            return self.source, self.source_id
+        return self.destination, self.destination_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +86,12 @@ class Recovered:
     @property
     def kept(self) -> str | None:
         """The role whose host keeps its journal until this has been told."""
-        if self.outcome == MIGRATED and not self.unfinished:
-            return DESTINATION
-        return SOURCE if self.outcome == ROLLED_BACK and self.lost else None
+        role, side = DESTINATION, self.destination
+        if self.outcome == ROLLED_BACK and self.lost:
+            role, side = SOURCE, self.source
+        elif self.outcome != MIGRATED or self.unfinished:
+            return None
+        return None if isinstance(side, AgentError) or side["found"] == GONE else role
 
     @property
     def lost(self) -> bool:
@@ -62,7 +99,7 @@ class Recovered:
         here = {MIGRATED: self.destination, ROLLED_BACK: self.source}.get(self.outcome)
         if here is None or isinstance(here, AgentError):
             return False
-        return bool(here["found"]) and not here["living"]
+        return here["lost"]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,25 +134,30 @@ def _to_nobody(_: Recovered) -> None:
 
 
 async def recover(
-    migration: str,
+    named: Named,
     source: AgentClient | AgentError,
     destination: AgentClient | AgentError,
     told: Told = _to_nobody,
+    lost: str | None = None,
     patience: float = PATIENCE,
 ) -> Recovered:
     """End it as far as the hosts can be reached (an `AgentError` says why one cannot).
 
-    `told` is called with what it has come to, before the hosts forget that.
+    `told` is called with what it has come to, before the hosts forget that. `lost`: the name of a
+    host that somebody knows will never come back; it counts where that host cannot be reached.
     """
     agents = {SOURCE: source, DESTINATION: destination}
 
     async def ask(role: str, word: str | None) -> Side:
-        return await _settle(agents[role], migration, role, word, patience)
+        side = vouched(await _settle(agents[role], named.id, role, word, patience), named, role)
+        if lost == named.host(role)[0] and isinstance(side, _AWAY):
+            return gone(role)
+        return side
 
     async def forget(role: str) -> None:
         agent = agents[role]
         assert isinstance(agent, AgentClient)
-        await agent.forget(migration)
+        await agent.forget(named.id)
 
     return await carry(ask, told, forget)
 
@@ -135,6 +177,24 @@ async def carry(ask: Ask, told: Told, forget: Callable[[str], Awaitable[None]]) 
         with contextlib.suppress(AgentError):  # else its journal is left, for the next recovery
             await forget(ended.kept)
     return ended
+
+
+def vouched(side: Side, named: Named, role: str) -> Side:
+    """A host's answer, as far as it is to be believed: that it knows nothing says something only of
+    the host that took part."""
+    if isinstance(side, AgentError) or side["found"]:
+        return side
+    name, expected = named.host(role)
+    if not expected:  # the source was never told whom to ask: it has not handed over
+        return {**side, "word": None}
+    return side if side["host_id"] == expected else AnotherHost(host=name, id=named.id)
+
+
+def gone(role: str) -> SettledFacts:
+    """The answer in place of a host that will never come back."""
+    return SettledFacts(
+        role=role, found=GONE, state="", word=TABLES[role].unheard, living=[], lost=True, host_id=""
+    )
 
 
 async def _settle(
@@ -162,14 +222,4 @@ def _outcome(sent: Side, taken: Side) -> str:
         return IN_DOUBT
     if isinstance(taken, AgentError):
         return IN_DOUBT
-    return ROLLED_BACK if taken["found"] else OVER
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A migration and its hosts, by the names that reach them."""
-
-    id: str
-    source: str
-    destination: str
-    pid: int = field(default=0)
+    return ROLLED_BACK if taken["found"] not in ("", GONE) else OVER

@@ -13,14 +13,23 @@ from orchestrator.cli.options import print_json
 
 @click.command(name="recover")
 @click.argument("what", metavar="[ID|HOST]", required=False)
+@click.option(
+    "--lost",
+    metavar="HOST",
+    help="HOST will never come back with the process: where it cannot be reached, go on without.",
+)
 @click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
-def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
+def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json: bool) -> int:
     """Finish or undo migrations that were interrupted.
 
     ID: that one. HOST: all that the host's journals name. Neither: all that were begun here and
     have no result. The hosts' journals decide: what the destination has committed is finished,
     anything else is undone, and exactly one copy goes on.
+
+    --lost ends the doubt about a host that is gone for good. It is your word against its: should
+    it come back with the process running, there are two. Without it, a source that has handed the
+    process over keeps its copy frozen until it knows.
 
     Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 3 nothing
     could be reached or is known, 4 still in doubt, or a host is left to be told.
@@ -34,7 +43,7 @@ def recover(what: str | None, ssh_config: str | None, as_json: bool) -> int:
     from orchestrator.errors import told
     from orchestrator.recovering import Recoverer
 
-    worker = Recoverer(ssh_config)
+    worker = Recoverer(ssh_config, lost=lost)
     try:
         found = asyncio.run(worker.recover(what))
     except AgentError as error:

@@ -61,6 +61,7 @@ class Driver:
         self._result = results.empty(new_id(), request.source, request.destination, request.pid)
         self._agents: list[AgentClient] = []
         self._pair: tuple[AgentClient, AgentClient]
+        self._named: Named
         self._begun = False  # the agents were told to run
         self._running: AgentClient | None = None  # the source, while it can be cancelled
         self._task: asyncio.Task[Any] | None = None
@@ -229,12 +230,13 @@ class Driver:
         run = Run(source, destination, self._request.pid, self._reporter, self._faults)
         wire = self.plan.to_wire()
         key = await source.source_prepare(wire)
-        link = await destination.destination_prepare(wire, key["public_key"])
+        link = await destination.destination_prepare(wire, key)
         request = self._request
-        self._write_down(
-            "begin", self.plan.id, request.source, request.destination, request.pid,
-            request.ssh_config,
+        self._named = Named(
+            self.plan.id, request.source, request.destination, request.pid,
+            key["host_id"], link["host_id"],
         )  # fmt: skip
+        self._write_down("begin", self._named, request.ssh_config)
         self._begun, self._running = True, source
         try:
             await self._faults.at("run")
@@ -265,9 +267,8 @@ class Driver:
         request = self._request
         self._reporter.note("an agent did not come to its end: ending what it had begun")
         recoverer = Recoverer(request.ssh_config)
-        named = Named(self._result["id"], request.source, request.destination, request.pid)
         try:
-            await recoverer.end(named, self._recovered)
+            await recoverer.end(self._named, self._recovered)
         finally:
             await recoverer.close()
 

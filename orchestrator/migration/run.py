@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import ORCHESTRATOR, Faults
-from orchestrator.agent_client import AgentClient, Facts
+from orchestrator.agent_client import AgentClient, DestinationPrepared, Facts
 from orchestrator.errors import AgentSilent, OutcomeUnknown
 from orchestrator.migration.result import (
     IN_DOUBT,
@@ -71,7 +71,7 @@ class Run:
             agent.on_event("progress", self._progress)
             agent.on_event("relay", functools.partial(self._relay, agent, other))
 
-    async def go(self, link: Facts) -> Ending:
+    async def go(self, link: DestinationPrepared) -> Ending:
         """Tell both to run; returns when all is over, or nobody can say more."""
         source, destination = self._source, self._destination
         theirs = asyncio.create_task(

@@ -33,7 +33,7 @@ ps -eo pid= | wc -l
 ls /proc/[0-9]*/fd 2>/dev/null | grep -c '^[0-9]'
 nft list tables | wc -l
 find /run /tmp /dev/shm /var/lib/streamferry -type f 2>/dev/null | wc -l
-find {JOURNALS} /run/streamferry -mindepth 1 2>/dev/null | wc -l
+find {JOURNALS} /run/streamferry -mindepth 1 ! -name host-id 2>/dev/null | wc -l
 ip -o addr | wc -l
 cat /proc/PID/maps 2>/dev/null | wc -l
 ls /proc/PID/fd 2>/dev/null | wc -l

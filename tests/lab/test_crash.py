@@ -60,7 +60,7 @@ def test_agent_and_guardian_killed_and_then_recovered(lab: Lab, redis: int, poin
         process.communicate()
         lab.run("src", "pkill -KILL -f 'streamferry-[a]gent' || true")
         until(lambda: not lab.run("src", "pgrep -f 'streamferry-[a]gent' || true"), 5, "it ends")
-        assert lab.run("src", f"ls {JOURNALS}")
+        assert lab.run("src", f"ls -I host-id {JOURNALS}")
         assert lab.state("src", redis) in ("T", "t"), "nobody is there to continue it"
         status, answer = lab.command("recover", "src")
         (told,) = answer["migrations"]
@@ -108,4 +108,38 @@ def test_in_doubt_the_same_process_cannot_be_moved_again(lab: Lab, redis: int) -
         again = lab.migrate("src", "dst", redis)
         assert again.status == 3 and again.result["outcome"] == "refused", again.result
         assert lab.command("recover")[0] == 0, "all that was begun here"
+        goes_on(lab, client, redis, "src")
+
+
+def test_a_destination_that_has_lost_its_journals_is_not_believed(lab: Lab, redis: int) -> None:
+    """It would say of a migration it has committed that it knows of none."""
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        doubt(lab, redis, "unlock")
+        lab.run("dst", f"mv {JOURNALS} {JOURNALS}.away")
+        for _ in range(2):
+            status, answer = lab.command("recover")
+            (told,) = answer["migrations"]
+            assert (status, told["outcome"]) == (4, "in-doubt"), answer
+            assert told["destination"]["error"]["code"] == "another-host"
+            assert lab.state("src", redis) in ("T", "t"), "it goes on waiting"
+        lab.run("dst", f"rm -rf {JOURNALS}; mv {JOURNALS}.away {JOURNALS}")
+        status, answer = lab.command("recover")
+        assert (status, answer["migrations"][0]["outcome"]) == (0, "migrated"), answer
+        goes_on(lab, client, redis, "dst")
+
+
+def test_a_destination_that_is_gone_for_good_is_declared_lost(lab: Lab, redis: int) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        doubt(lab, redis, "take_over")
+        with lab.without_power("dst"):
+            assert lab.command("recover")[0] == 4
+            assert lab.state("src", redis) in ("T", "t")
+            status, answer = lab.command("recover", "--lost", "dst")
+            (told,) = answer["migrations"]
+            assert (status, told["outcome"]) == (0, "rolled-back"), answer
+            until(lambda: lab.state("src", redis) in ("S", "R"), 5, "it runs")
+        status, answer = lab.command("recover", "dst")
+        assert (status, answer["migrations"][0]["outcome"]) == (0, "rolled-back"), answer
         goes_on(lab, client, redis, "src")

@@ -28,9 +28,10 @@ class ActionFailed(Exception):
 class File:
     """A journal on a disk."""
 
-    __slots__ = ("entries", "synced")
+    __slots__ = ("boot", "entries", "synced")
 
-    def __init__(self) -> None:
+    def __init__(self, boot: int) -> None:
+        self.boot = boot  # when it was begun
         self.entries: list[Entry] = []  # as every process on the host reads them
         self.synced = 0  # this many of them are on disk
 
@@ -45,12 +46,13 @@ class Host:
     """One host: `copy`, `locked`, `address` and the streams are its kernel's."""
 
     __slots__ = (
-        "world", "role", "up", "copy", "locked", "address", "restored", "repair", "released",
-        "file", "holder", "full", "sync_fails", "failing", "processes",
+        "world", "role", "boot", "up", "copy", "locked", "address", "restored", "repair",
+        "released", "file", "holder", "full", "sync_fails", "failing", "processes",
     )  # fmt: skip
 
     def __init__(self, world: World, role: str) -> None:
         self.world, self.role, self.up = world, role, True
+        self.boot = 1
         self.file: File | None = None
         self.holder: object = None  # the process that has the journal's lock
         self.full = False  # the disk takes no more records
@@ -66,6 +68,7 @@ class Host:
 
     def restart(self, torn: float) -> None:
         """It crashed: nothing is left but what its disk has."""
+        self.boot += 1
         self.copy, self.locked, self.address = NONE, False, False
         self.restored, self.repair, self.released = 0, False, False
         self.holder = None
@@ -99,7 +102,7 @@ class Journal:
         if host.file is None:
             if host.full:
                 raise OSError(errno.ENOSPC, "the disk is full")
-            host.file = File()
+            host.file = File(host.boot)
         self.host, self.file = host, host.file
         self.end = len(self.file.entries)
         host.holder = owner
@@ -147,6 +150,10 @@ class Successor:
     @property
     def living(self) -> list[int]:
         return [] if self.host.copy == NONE else [7]
+
+    @property
+    def same_boot(self) -> bool:
+        return self.host.file is not None and self.host.file.boot == self.host.boot
 
     def do(self, action: str) -> None:
         if action.startswith("say_"):

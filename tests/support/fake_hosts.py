@@ -83,8 +83,8 @@ def fake_hosts(directory: Path) -> Iterator[Locks]:
     """`directory` is where the journals are; the images are where the plan says."""
     locks = Locks()
 
-    def in_directory(plan: Any, role: str) -> custody.Custody:
-        return custody.Custody(plan, role, directory)
+    def in_directory(plan: Any, role: str, **facts: object) -> custody.Custody:
+        return custody.Custody(plan, role, directory, **facts)
 
     def close(sock: socket.socket) -> None:
         sock.close()

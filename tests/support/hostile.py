@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import Any
 
 import asyncssh
@@ -10,6 +11,7 @@ import msgpack
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from agent import host_id
 from agent.plan import MAX_PID, Plan
 from agent.wire.frames import MAX_FRAME, Message
 
@@ -25,6 +27,7 @@ PATHS = (
     "/etc/shadow\0",
     "x" * 5000,
 )
+HOST_ID = "0123456789abcdef" * 2
 KEY = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
 PLAN = Plan(ID, MAX_PID, (MAX_PID,), (), (), 1 << 20, False)  # no process has this PID
 
@@ -36,6 +39,12 @@ repeatable = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )
+
+
+def left_in(*places: Path) -> list[str]:
+    """Files below these directories, but for the host's own id."""
+    files = (path for place in places for path in place.rglob("*") if path.is_file())
+    return [str(path) for path in files if path.name != host_id.FILE]
 
 
 def nested(depth: int) -> Any:
@@ -93,7 +102,7 @@ def spoilt(draw: st.DrawFn, value: Any) -> Any:
 
 
 PREPARE: dict[str, Any] = {"plan": PLAN.to_wire()}
-LINK = {"addresses": ["127.0.0.1"], "port": 1, "host_key": KEY}
+LINK = {"addresses": ["127.0.0.1"], "port": 1, "host_key": KEY, "host_id": HOST_ID}
 CALLS: dict[str, dict[str, Any]] = {
     "probe.host": {"images_dir": "/run/streamferry"},
     "probe.process": {"pid": MAX_PID},
@@ -102,7 +111,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "source.run": {"link": LINK},
     "source.cancel": {},
     "source.resolve": {"committed": True},
-    "destination.prepare": {**PREPARE, "client_key": KEY},
+    "destination.prepare": {**PREPARE, "client_key": KEY, "source_id": HOST_ID},
     "destination.run": {},
     "journal.list": {},
     "recovery.settle": {"migration": ID, "role": "source", "word": "failed", "patience": 0.1},

@@ -105,14 +105,22 @@ class Lab:
         record = f"state.{state}.at"
         return bool(self.run(host, f"LC_ALL=C grep -als {record} {JOURNALS}/* || true"))
 
-    def restart(self, *hosts: str) -> None:
-        """Kill containers and start them anew, as hosts that lose their power; wait for sshd."""
+    @contextlib.contextmanager
+    def without_power(self, *hosts: str) -> Iterator[None]:
+        """Kill containers, as hosts that lose their power; start them anew, and wait for sshd."""
         for host in hosts:
             self._containers[host].kill()
-        for host in hosts:
-            self._containers[host].start()
-        for host in hosts:
-            until(lambda h=host: self.run(h, "ss -Hltn sport 22", False), 20, f"{host} is up")
+        try:
+            yield
+        finally:
+            for host in hosts:
+                self._containers[host].start()
+            for host in hosts:
+                until(lambda h=host: self.run(h, "ss -Hltn sport 22", False), 20, f"{host} is up")
+
+    def restart(self, *hosts: str) -> None:
+        with self.without_power(*hosts):
+            pass
 
     @contextlib.contextmanager
     def standing_still(self, host: str) -> Iterator[None]:
@@ -235,7 +243,7 @@ class Lab:
         found += [line for line in tables.splitlines() if "streamferry" in line]
         if listing := self.run(host, "ls -A /run/streamferry 2>/dev/null", check=False):
             found.append(f"images: {listing}")
-        if listing := self.run(host, f"ls -A {JOURNALS} 2>/dev/null", check=False):
+        if listing := self.run(host, f"ls -A -I host-id {JOURNALS} 2>/dev/null", check=False):
             found.append(f"journals: {listing}")
         processes = self.run(host, "ps -eo pid=,stat=,args= ww").splitlines()
         for line in processes:

@@ -209,8 +209,13 @@ async def test_a_link_of_their_own_is_left_alone_when_a_session_is_lost(
 # --- faults of our own
 
 
-async def test_a_fault_of_ours_before_the_run(setting: Setting) -> None:
-    setting.source.answers["source.prepare"] = {"key": "nonsense"}
+async def test_a_fault_of_ours_before_the_run(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise KeyError("run")
+
+    monkeypatch.setattr("orchestrator.migration.driver.Run", run)
     result = await setting.migrate()
     assert (result["outcome"], result["error"]["code"]) == ("rolled-back", "internal")
     assert "KeyError" in result["error"]["message"] and setting.status == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from agent import recovery
-from agent.journal import History, Journal, JournalBusy, read
+from agent import host_id, recovery
+from agent.journal import History, Journal, JournalBusy, JournalError, read
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log
 from agent.recovery import RecoveryIncomplete, forget, settle, settle_when_free
 
@@ -22,9 +24,10 @@ class Fake:
 
     did: list[str]
     failing: set[str]
+    living: ClassVar[list[int]] = [7]
+    same_boot = True
 
-    def __init__(self, history: History) -> None:
-        self.living = [7]
+    def __init__(self, history: History) -> None: ...
 
     def do(self, action: str) -> None:
         if action in self.failing:
@@ -108,16 +111,59 @@ def test_a_destination_that_has_it_says_so_until_it_may_forget(tmp_path: Path, s
 def test_a_source_whose_copy_is_gone_says_so_until_it_may_forget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Gone(Fake):
-        def __init__(self, history: History) -> None:
-            self.living = []
-
-    monkeypatch.setattr(recovery, "Successor", Gone)
+    monkeypatch.setattr(Fake, "living", [])
     path = left(tmp_path, SOURCE, "frozen")
     for _ in range(2):
         settled = settle(ID, SOURCE, None, tmp_path)
-        assert (settled.found != "", settled.state, settled.living) == (True, "rolled-back", [])
+        assert (settled.lost, settled.state, settled.living) == (True, "rolled-back", [])
     assert forget(ID, tmp_path) and not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "same_boot", "lost"),
+    [("migrated", True, False), ("migrated", False, True), ("committed", True, True)],
+)
+def test_a_copy_that_ended_before_all_was_over_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, same_boot: bool, lost: bool
+) -> None:
+    """Not one that went on, and ended by itself or moved on."""
+    monkeypatch.setattr(Fake, "living", [])
+    monkeypatch.setattr(Fake, "same_boot", same_boot)
+    left(tmp_path, DESTINATION, found)
+    for _ in range(2):  # the first to ask may not live to tell
+        assert settle(ID, DESTINATION, None, tmp_path).lost == lost
+
+
+def test_it_says_whose_word_it_is(tmp_path: Path) -> None:
+    assert settle(ID, DESTINATION, None, tmp_path).host_id == ""
+    here = host_id.ensure(tmp_path)
+    assert settle(ID, DESTINATION, None, tmp_path).host_id == here
+    left(tmp_path, DESTINATION, "restored")
+    assert settle(ID, DESTINATION, None, tmp_path).host_id == here
+
+
+@pytest.mark.parametrize(("role", "found"), [(SOURCE, "committed"), (DESTINATION, "restored")])
+def test_a_journal_that_cannot_be_removed_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, found: str
+) -> None:
+    """Later it would ask again, of a host that was told to forget."""
+    left(tmp_path, role, found)
+    with monkeypatch.context() as patch, pytest.raises(JournalError, match="Read-only"):
+        patch.setattr(Path, "unlink", read_only)
+        settle(ID, role, None, tmp_path)
+    settle(ID, role, None, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_forgotten_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left(tmp_path, DESTINATION, "migrated")
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(JournalError):
+        forget(ID, tmp_path)
+
+
+def read_only(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_nothing_is_forgotten_before_it_is_over(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.support.facts import Case
 Json = dict[str, Any]
 Answer = Json | AgentError | Callable[..., Awaitable[Any]]
 
+SOURCE_ID, DESTINATION_ID = "5" * 32, "d" * 32
 SOURCE_PHASES = {name: 2.0 + place for place, name in enumerate(PHASES[1:6])}  # lock ... ship
 DESTINATION_PHASES = {name: 20.0 + place for place, name in enumerate(PHASES[6:])}
 
@@ -161,7 +162,7 @@ def pair(case: Case | None = None) -> tuple[ScriptedAgent, ScriptedAgent]:
         {
             "probe.host": dict(case.source),
             "probe.process": dict(case.process),
-            "source.prepare": {"public_key": "ssh-ed25519 AAAA"},
+            "source.prepare": {"public_key": "ssh-ed25519 AAAA", "host_id": SOURCE_ID},
             "source.run": source_report(),
             "source.cancel": {"accepted": True},
             "source.resolve": source_report(),
@@ -172,7 +173,12 @@ def pair(case: Case | None = None) -> tuple[ScriptedAgent, ScriptedAgent]:
         {
             "probe.host": dict(case.destination),
             "probe.destination": dict(case.found),
-            "destination.prepare": {"addresses": ["10.77.0.12"], "port": 1, "host_key": "key"},
+            "destination.prepare": {
+                "addresses": ["10.77.0.12"],
+                "port": 1,
+                "host_key": "key",
+                "host_id": DESTINATION_ID,
+            },
             "destination.run": destination_report(),
         },
     )

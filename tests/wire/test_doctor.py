@@ -15,6 +15,7 @@ from orchestrator import recovering
 from orchestrator.__main__ import run
 from orchestrator.errors import HostUnreachable
 from orchestrator.records import Records
+from orchestrator.recovery import Named
 from tests.wire.scripted_agent import Answer, Json, ScriptedAgent
 
 ID = "20261124-120000-abcdef"
@@ -113,7 +114,7 @@ def test_what_is_said_of_each(host: Host) -> None:
 
 
 def test_a_migration_that_was_begun_here_is_recovered_by_its_id(host: Host) -> None:
-    Records().begin(ID, "src", "dst", 5000, None)
+    Records().begin(Named(ID, "src", "dst", 5000), None)
     assert f"`migrate recover {ID}`" in host.doctor(look=look(DOUBT))[1]
 
 

@@ -24,7 +24,7 @@ from agent.errors import AgentError
 from agent.kernel import proc
 from agent.wire.frames import MAX_FRAME, FrameDecoder, Message
 from tests.support import hostile
-from tests.support.hostile import CALLS, ID, KEY, PLAN, nested, packed
+from tests.support.hostile import CALLS, HOST_ID, ID, KEY, PLAN, nested, packed
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0  # seconds; each of these takes one at most
@@ -108,7 +108,7 @@ class Agent:
     def left(self) -> list[str]:
         """Files at its places."""
         places = (Path(f"/proc/{self.process.pid}/root{place}") for place in PLACES)
-        return [str(path) for place in places for path in place.rglob("*") if path.is_file()]
+        return hostile.left_in(*places)
 
     def kill(self) -> None:
         if self.process.returncode is None:
@@ -239,8 +239,12 @@ def test_a_prepare_that_is_refused_leaves_nothing() -> None:
     bad = [
         ("source.prepare", {"plan": {**PLAN.to_wire(), "id": f"../../{ID}"}}),
         ("source.prepare", {"plan": PLAN.to_wire()}),  # no such process
-        ("destination.prepare", {"plan": PLAN.to_wire(), "client_key": "ssh-ed25519 AAAA"}),
-        ("destination.prepare", {"plan": PLAN.to_wire(), "client_key": 5}),
+        (
+            "destination.prepare",
+            {"plan": PLAN.to_wire(), "client_key": "ssh-ed25519 AAAA", "source_id": HOST_ID},
+        ),
+        ("destination.prepare", {"plan": PLAN.to_wire(), "client_key": 5, "source_id": HOST_ID}),
+        ("destination.prepare", {"plan": PLAN.to_wire(), "client_key": KEY, "source_id": "../x"}),
     ]
     with agent() as one:
         for name, args in bad:
@@ -277,7 +281,9 @@ def test_out_of_order_and_twice() -> None:
         for name in ("source.run", "source.cancel", "source.resolve", "destination.run"):
             one.send(call(name, **CALLS[name]))
         for _ in range(2):
-            one.send(call("destination.prepare", plan=PLAN.to_wire(), client_key=KEY))
+            one.send(
+                call("destination.prepare", plan=PLAN.to_wire(), client_key=KEY, source_id=HOST_ID)
+            )
         one.send(call("destination.run") * 2)
         one.end()
         codes = [one["error"]["code"] for one in one.messages[1:] if "error" in one]

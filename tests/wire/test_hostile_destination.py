@@ -262,7 +262,10 @@ async def test_a_second_run_does_not_touch_the_first() -> None:
         assert tried.is_set() and report["outcome"] == "migrated" and Host.made.ended
 
 
-@pytest.mark.parametrize("link", [None, {}, {**LINK, "port": "x"}, {**LINK, "host_key": "none"}])
+@pytest.mark.parametrize(
+    "link",
+    [None, {}, {**LINK, "port": "x"}, {**LINK, "host_key": "none"}, {**LINK, "host_id": "x"}],
+)
 async def test_nowhere_to_connect_to(link: Any) -> None:
     with (
         tempfile.TemporaryDirectory() as place,

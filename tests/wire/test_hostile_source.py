@@ -28,7 +28,7 @@ from agent.tcp.stream import Stream
 from agent.tcp.time_wait import MAX_TIME_WAITS
 from tests.support import hostile
 from tests.support.fake_hosts import Copy, FakeServer, Json, ended, fake_hosts
-from tests.support.hostile import KEY, nested, spoilt, values
+from tests.support.hostile import HOST_ID, KEY, nested, spoilt, values
 from tests.unit.test_records import raw
 
 LOCAL, REMOTE = "10.9.0.1", "10.9.0.2"
@@ -88,7 +88,7 @@ async def tell(*said: Record | bytes, gone: bool = True) -> Outcome:
                 addresses=(Address(LOCAL, 24, 4, "lo", "lo"),),
                 memory=0,
             )
-            await migration.prepare(plan.to_wire(), KEY)
+            await migration.prepare(plan.to_wire(), KEY, HOST_ID)
             run = asyncio.ensure_future(migration.run())
             for one in said:
                 if isinstance(one, bytes):
@@ -100,7 +100,7 @@ async def tell(*said: Record | bytes, gone: bool = True) -> Outcome:
             if gone:
                 server.hang_up()
             report = await ended(run)
-            left = [str(path) for path in Path(place).rglob("*") if path.is_file()]
+            left = hostile.left_in(Path(place))
             await asyncio.sleep(0)
             return Outcome(report, left, locks.tables, server.heard)
 
@@ -218,7 +218,7 @@ async def test_one_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monke
         server: Any = FakeServer()
         migration = DestinationMigration(server)
         plan = replace(hostile.PLAN, images_dir=f"{place}/images")
-        await migration.prepare(plan.to_wire(), KEY)
+        await migration.prepare(plan.to_wire(), KEY, HOST_ID)
         run = asyncio.ensure_future(migration.run())
         server.say({"kind": "ping"})
         report = await ended(run)
@@ -230,7 +230,7 @@ async def test_a_second_run_does_not_touch_the_first() -> None:
         server: Any = FakeServer()
         migration = DestinationMigration(server)
         plan = replace(hostile.PLAN, images_dir=f"{place}/images")
-        await migration.prepare(plan.to_wire(), KEY)
+        await migration.prepare(plan.to_wire(), KEY, HOST_ID)
         run = asyncio.ensure_future(migration.run())
         server.say({"kind": "ping"})
         await asyncio.sleep(0)

@@ -13,8 +13,11 @@ from agent.journal import JournalBusy
 from orchestrator import recovering
 from orchestrator.errors import HostUnreachable
 from orchestrator.records import Records
-from orchestrator.recovering import Recoverer, Report, UnknownMigration
+from orchestrator.recovering import HostNotNamed, Recoverer, Report, UnknownMigration
+from orchestrator.recovery import Named
 from tests.wire.scripted_agent import (
+    DESTINATION_ID,
+    SOURCE_ID,
     Json,
     ScriptedAgent,
     destination_report,
@@ -23,13 +26,17 @@ from tests.wire.scripted_agent import (
 from tests.wire.scripted_run import Setting, dying, never
 
 ID = "20261124-120000-abcdef"
+IDS = {"source": SOURCE_ID, "destination": DESTINATION_ID}
 AWAY = HostUnreachable(host="dst", detail="no route to host")
 
 
 def settled(role: str, found: str, state: str, word: str | None, *living: int) -> Json:
-    return {"role": role, "found": found, "state": state, "word": word, "living": list(living)}
+    goes_on = state == {"source": "rolled-back", "destination": "migrated"}[role]
+    return {"role": role, "found": found, "state": state, "word": word, "living": list(living),
+            "lost": goes_on and not living, "host_id": IDS[role]}  # fmt: skip
 
 
+NAMED = Named(ID, "src", "dst", 5000, SOURCE_ID, DESTINATION_ID)
 NOTHING = {role: settled(role, "", "", None) for role in ("source", "destination")}
 NOTHING["destination"]["word"] = "failed"
 HAS_IT = settled("destination", "committed", "migrated", "committed", 5000)
@@ -63,13 +70,15 @@ class Pair:
             raise AWAY
         return self.agents[str(target)].channel
 
-    async def end(self, source: Json | AgentError | None, destination: Any) -> Report:
+    async def end(
+        self, source: Json | AgentError | None, destination: Any, lost: str | None = None
+    ) -> Report:
         if source is not None:
             self.host("src", source)
         if destination is not None:
             self.host("dst", destination)
-        self.records.begin(ID, "src", "dst", 5000, None)
-        (report,) = await Recoverer(None, self.records).recover(ID)
+        self.records.begin(NAMED, None)
+        (report,) = await Recoverer(None, self.records, lost).recover(ID)
         return report
 
     @property
@@ -157,8 +166,84 @@ async def test_nobody_to_ask(hosts: Pair, destination: AgentError) -> None:
     assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
 
 
+STRANGER = {**NOTHING["destination"], "host_id": "e" * 32}
+
+
+@pytest.mark.parametrize("host_id", ["e" * 32, ""], ids=["another", "journals-lost"])
+async def test_a_host_that_did_not_take_part_is_not_believed(hosts: Pair, host_id: str) -> None:
+    """The right one may have the process running."""
+    report = await hosts.end(ASKS, {**STRANGER, "host_id": host_id})
+    assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
+    assert hosts.words == [("source", None), ("destination", None)]
+    (error,) = report.errors
+    assert error.code == "another-host" and "dst did not take part" in error.message
+
+
+async def test_a_destination_is_not_to_forget_while_another_stands_for_its_source(
+    hosts: Pair,
+) -> None:
+    report = await hosts.end({**NOTHING["source"], "host_id": "e" * 32}, HAS_IT)
+    assert outcome(report) == ("migrated", ["source"], 4)
+    assert not hosts.forgotten, "the right one may still ask"
+
+
+async def test_a_journal_counts_whatever_the_host_is(hosts: Pair) -> None:
+    assert outcome(await hosts.end(ENDED, {**HAS_IT, "host_id": ""})) == ("migrated", [], 0)
+
+
+async def test_of_a_host_by_name_only_a_known_other_is_believed(hosts: Pair) -> None:
+    """A source that never heard of the destination's id has not handed over, and asks nobody."""
+    row = {"id": ID, "role": "source", "state": "ready", "at": 1.0, "pid": 5000,
+           "source": "src", "destination": "dst", "other_host": ""}  # fmt: skip
+    hosts.host("src", GOES_ON, **{"journal.list": {"journals": [row]}})
+    hosts.host("dst", STRANGER)
+    (report,) = await Recoverer(None, hosts.records).recover("src")
+    assert outcome(report) == ("rolled-back", [], 0)
+
+
+@pytest.mark.parametrize("destination", [None, STRANGER], ids=["away", "another"])
+async def test_a_destination_declared_lost_has_failed(hosts: Pair, destination: Any) -> None:
+    after = settled("source", "handed-over", "rolled-back", None, 5000)
+    report = await hosts.end(after, destination, lost="dst")
+    assert outcome(report) == ("rolled-back", [], 0)
+    assert hosts.words[-1] == ("source", "failed")
+
+
+async def test_a_source_declared_lost_is_not_waited_for(hosts: Pair) -> None:
+    assert outcome(await hosts.end(None, HAS_IT, lost="src")) == ("migrated", [], 0)
+    assert hosts.forgotten
+
+
+async def test_a_copy_that_was_lost_with_a_source_is_said_to_be(hosts: Pair) -> None:
+    report = await hosts.end(None, UNDID, lost="src")
+    assert outcome(report) == ("rolled-back", [], 1)
+    assert "ended with src" in report.sentence
+
+
+async def test_a_host_that_can_be_reached_is_not_lost(hosts: Pair) -> None:
+    assert outcome(await hosts.end(ENDED, HAS_IT, lost="dst")) == ("migrated", [], 0)
+
+
+async def test_a_host_that_answers_otherwise_is_not_lost(hosts: Pair) -> None:
+    report = await hosts.end(ASKS, JournalBusy(id=ID), lost="dst")
+    assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
+
+
+async def test_a_lost_host_must_be_in_a_migration_that_is_meant(hosts: Pair) -> None:
+    with pytest.raises(HostNotNamed):
+        await hosts.end(ASKS, None, lost="dts")
+    assert hosts.words == []
+
+
+async def test_what_ended_long_after_its_migration_is_no_loss(hosts: Pair) -> None:
+    since = {**HAS_IT, "found": "migrated", "living": [], "lost": False}
+    report = await hosts.end(ENDED, since)
+    assert outcome(report) == ("migrated", [], 0)
+    assert "has ended there, or moved on" in report.sentence
+
+
 async def test_a_copy_that_went_with_its_host_is_said_to_be_lost(hosts: Pair) -> None:
-    gone = {**HAS_IT, "found": "migrated", "living": []}
+    gone = {**HAS_IT, "found": "migrated", "living": [], "lost": True}
     report = await hosts.end(ENDED, gone)
     assert report.ended.lost and "ended with dst" in report.sentence
     assert hosts.forgotten
@@ -173,7 +258,7 @@ async def test_what_is_lost_is_written_down_before_it_is_forgotten(hosts: Pair) 
         written.append(record and record["result"] and record["result"]["outcome"])
         return {"forgotten": True}
 
-    hosts.host("src", {**GOES_ON, "living": []}, **{"recovery.forget": forget})
+    hosts.host("src", {**GOES_ON, "living": [], "lost": True}, **{"recovery.forget": forget})
     report = await hosts.end(None, UNDID)
     assert report.ended.lost and "ended with src" in report.sentence
     assert written == ["rolled-back"] and not hosts.forgotten
@@ -182,7 +267,7 @@ async def test_what_is_lost_is_written_down_before_it_is_forgotten(hosts: Pair) 
 async def test_what_cannot_be_written_down_is_not_forgotten(hosts: Pair) -> None:
     hosts.host("src", ENDED)
     hosts.host("dst", HAS_IT)
-    hosts.records.begin(ID, "src", "dst", 5000, None)
+    hosts.records.begin(NAMED, None)
     hosts.records.fill()
     worker = Recoverer(None, hosts.records)
     (report,) = await worker.recover(ID)
@@ -206,7 +291,7 @@ async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
 async def test_all_that_a_host_knows(hosts: Pair) -> None:
     rows = [
         {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
-         "source": "old-name", "destination": "dst"},
+         "source": "old-name", "destination": "dst", "other_host": DESTINATION_ID},
     ]  # fmt: skip
     hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
     hosts.host("dst", HAS_IT)
@@ -219,9 +304,9 @@ async def test_all_that_was_begun_here_and_never_ended(hosts: Pair) -> None:
     hosts.host("src", GOES_ON)
     hosts.host("dst", UNDID)
     other = "20261124-110000-000000"
-    hosts.records.begin(other, "src", "dst", 1, None)
+    hosts.records.begin(Named(other, "src", "dst", 1), None)
     hosts.records.end(other, {"outcome": "migrated"})
-    hosts.records.begin(ID, "src", "dst", 5000, None)
+    hosts.records.begin(NAMED, None)
     reports = await Recoverer(None, hosts.records).recover(None)
     assert [one.named.id for one in reports] == [ID]
     assert await Recoverer(None, hosts.records).recover(None) == []

@@ -110,7 +110,7 @@ async def caller(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Caller]:
 
 
 SOURCE = ("source.prepare", {"plan": {}})
-DESTINATION = ("destination.prepare", {"plan": {}, "client_key": "key"})
+DESTINATION = ("destination.prepare", {"plan": {}, "client_key": "key", "source_id": "id"})
 
 
 async def test_each_call_reaches_its_migration(caller: Caller) -> None:

@@ -23,7 +23,10 @@ from agent.session import STOP_SIGNALS, serve
 from agent.wire.frames import FrameDecoder, Message, encode
 from tests.support.polling import DEADLINE, until
 
-PREPARE = {"source.prepare": {"plan": {}}, "destination.prepare": {"plan": {}, "client_key": ""}}
+PREPARE = {
+    "source.prepare": {"plan": {}},
+    "destination.prepare": {"plan": {}, "client_key": "", "source_id": ""},
+}
 
 
 class FakeMigration:
@@ -281,7 +284,7 @@ async def test_nothing_runs_that_was_not_prepared(call: str, args: dict[str, Any
     [
         ("source.prepare", {"plan": None}),
         ("source.prepare", {"plan": {"id": "../../etc"}}),
-        ("destination.prepare", {"plan": [], "client_key": "x"}),
+        ("destination.prepare", {"plan": [], "client_key": "x", "source_id": "x"}),
         ("destination.prepare", {"plan": {}}),
         ("probe.process", {"pid": "1"}),
     ],

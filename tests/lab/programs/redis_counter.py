@@ -58,7 +58,8 @@ async def main() -> None:
     print("ready", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     stop.set()
-    done, late = await asyncio.wait(tasks, timeout=10)
+    # After a long outage a peer sends again only after as long a time.
+    done, late = await asyncio.wait(tasks, timeout=60)
     errors = [error for counter in counters for error in counter.errors]
     errors += [f"{len(late)} connections hang"] * bool(late)
     worst, since = max(counter.worst for counter in counters)
