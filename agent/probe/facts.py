@@ -226,6 +226,7 @@ class DestinationFacts(TypedDict):
 
 _T = TypeVar("_T")
 _HINTS: dict[Any, dict[str, Any]] = {}
+_MAX_NUMBER = 1 << 64  # what msgpack has of an int
 
 
 def validate(value: object, shape: type[_T], where: str) -> _T:
@@ -257,7 +258,7 @@ def _check(value: object, shape: Any, where: str) -> Any:
         return _check_tuple(value, shape, where)
     if not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
         raise _bad(where, f"{shown(value)} is not of type {shape.__name__}")
-    return value
+    return _sane(value, where)
 
 
 def _check_union(value: object, shapes: tuple[Any, ...], where: str) -> Any:
@@ -265,7 +266,7 @@ def _check_union(value: object, shapes: tuple[Any, ...], where: str) -> Any:
         return None
     scalars = tuple(one for one in shapes if one in (int, float, str))
     if scalars and not isinstance(value, bool) and isinstance(value, scalars):
-        return value
+        return _sane(value, where)
     rest = [one for one in shapes if one is not type(None) and one not in scalars]
     if len(rest) != 1:
         raise _bad(where, f"{shown(value)} is of no type that is allowed here")
@@ -279,6 +280,13 @@ def _check_tuple(value: object, shape: Any, where: str) -> Any:
         if all(type(one) is hint for one, hint in zip(value, hints.values(), strict=True)):
             return shape(*value)
     raise _bad(where, f"{shown(value)} is not of the shape of {shape.__name__}")
+
+
+def _sane(value: Any, where: str) -> Any:
+    """Sums, formats and JSON take no NaN for a number, no infinity, and no int of any size."""
+    if isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
+        raise _bad(where, f"{shown(value)} is not a number of any use")
+    return value
 
 
 def _hints(shape: Any) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgpack
 import pytest
@@ -43,6 +44,22 @@ def places(value: Any) -> list[tuple[Any, Any]]:
         if isinstance(inner, dict | list):
             found += places(inner)
     return found
+
+
+class Numbers(TypedDict):
+    count: int
+    ms: int | float
+    by_name: dict[str, float | str]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e300, 10**400], ids=repr)
+@pytest.mark.parametrize("place", ["count", "ms", "by_name"])
+def test_a_number_that_cannot_be_reckoned_with_is_refused(place: str, bad: Any) -> None:
+    good: dict[str, Any] = {"count": 1, "ms": 2.5, "by_name": {"a": 0.5, "b": "c"}}
+    assert validate(good, Numbers, "facts") == good
+    odd = {**good, place: {"a": bad} if place == "by_name" else bad}
+    with pytest.raises(ProtocolError, match="in facts"):
+        validate(odd, Numbers, "facts")
 
 
 @pytest.mark.parametrize(("facts", "shape"), SHAPES, ids=lambda one: getattr(one, "__name__", ""))
