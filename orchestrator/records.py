@@ -1,7 +1,8 @@
 """What this machine's orchestrator has begun, and what came of it: one JSON file a migration.
 
 In the user's state directory (XDG_STATE_HOME, ~/.local/state): streamferry/migrations/ID.json,
-0600. The hosts' own journals decide; these only name the hosts, and keep the results.
+0600. The hosts' own journals decide; these only name the hosts, and keep the results. A record
+that is not whole and of the right shape is damaged: it is named, never passed over.
 """
 
 from __future__ import annotations
@@ -10,36 +11,66 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import time
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, cast, get_type_hints
 
 from platformdirs import user_state_path
 
-from agent.plan import ID_PATTERN
+from agent import host_id
+from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
+from agent.plan import ID_PATTERN, MAX_PID
+from agent.probe.facts import validate
+from orchestrator.inventory import parse_target
+from orchestrator.migration.result import IN_DOUBT, Json, checked
 from orchestrator.recovery import Named
 
-KEPT = 1000  # records; the oldest that have a result go first
+KEPT = 1000  # records; the oldest that have come to an end go first
+LARGEST = 64 << 20  # bytes of a record; JSON needs up to six for one of a frame, which has limits
+_SUFFIX = ".json"
 
-Json = dict[str, Any]
 
-
-class Record(TypedDict):
-    """One file."""
+class Begun(TypedDict):
+    """What is known when a migration begins. A new field needs a value in `_LACKED`, too."""
 
     id: str
     source: str
     destination: str
     pid: int
-    source_id: str  # the hosts' own ids (`agent.host_id`)
+    source_id: str  # the hosts' own ids (`agent.host_id`); "" where not known
     destination_id: str
     ssh_config: str | None
     begun: str  # ISO 8601, local time with its offset
-    result: Json | None  # None: it never came to its end here
+
+
+class Record(Begun):
+    """One file."""
+
+    result: Json | None  # of `orchestrator.migration.result`; None: it never came to its end here
+
+
+# Fields that records of earlier versions lack, and what that means.
+_LACKED: Json = {"source_id": "", "destination_id": ""}
+
+
+class RecordDamaged(AgentError):
+    code = "record-damaged"
+    template = "the record {path} cannot be gone by: {detail}"
+    hint_template = (
+        "Mend it or move it away; what it may have named is in its hosts' journals: "
+        "`migrate recover HOST`."
+    )
+    exit_status = EXIT_REFUSED
 
 
 def directory() -> Path:
     return user_state_path("streamferry") / "migrations"
+
+
+def is_open(record: Record) -> bool:
+    """Whether a migration is still to be recovered, as far as its record goes."""
+    return record["result"] is None or record["result"]["outcome"] == IN_DOUBT
 
 
 class Records:
@@ -64,7 +95,7 @@ class Records:
         ))  # fmt: skip
 
     def end(self, migration: str, result: Json) -> None:
-        """Raises `OSError`; nothing where it was never begun."""
+        """Raises `OSError` and `RecordDamaged`; nothing where it was never begun."""
         record = self.get(migration)
         if record is not None:
             record["result"] = result
@@ -72,37 +103,128 @@ class Records:
             self._prune()
 
     def get(self, migration: str) -> Record | None:
-        """One of them; None where there is none, or it cannot be read."""
+        """One of them; None where there is none. Raises `RecordDamaged`."""
         if not ID_PATTERN.fullmatch(migration):
             return None
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            found = json.loads((self._path / f"{migration}.json").read_text())
-            values = {name: found[name] for name in Record.__annotations__}
-            if isinstance(values["result"], dict | None) and isinstance(values["pid"], int):
-                return cast(Record, values)
-        return None
+        path = self._file(migration)
+        try:
+            return _record(_contents(path), migration)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            detail = error.strerror or str(error)
+        except RecursionError:
+            detail = "it is nested too deeply"
+        except ValueError as error:
+            detail = f"it is not JSON: {error}"
+        except AgentError as error:
+            detail = str(error.fields["detail"])
+        raise RecordDamaged(path=str(path), detail=detail)
+
+    def look(self) -> tuple[list[Record], list[RecordDamaged]]:
+        """All that can be read, oldest first, and what is wrong with the others."""
+        records: list[Record] = []
+        damaged: list[RecordDamaged] = []
+        try:
+            names = self._names()
+        except OSError as error:
+            return [], [RecordDamaged(path=str(self._path), detail=error.strerror or str(error))]
+        for name in names:
+            try:
+                record = self.get(name)
+            except RecordDamaged as error:
+                damaged.append(error)
+            else:
+                records += [record] if record is not None else []
+        return records, damaged
 
     def all(self) -> list[Record]:
-        """All of them, oldest first."""
-        with contextlib.suppress(OSError):
-            names = sorted(one.stem for one in self._path.glob("*.json"))
-            return [record for name in names if (record := self.get(name)) is not None]
-        return []
+        """Those that can be read, oldest first; for who can do without the others."""
+        return self.look()[0]
+
+    def _file(self, migration: str) -> Path:
+        return self._path / f"{migration}{_SUFFIX}"
+
+    def _names(self) -> list[str]:
+        """The ids of all, oldest first. Raises `OSError`."""
+        try:
+            names = os.listdir(self._path)
+        except FileNotFoundError:
+            return []
+        ids = (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+        return sorted(one for one in ids if ID_PATTERN.fullmatch(one))
 
     def _write(self, record: Record) -> None:
         if self._full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        data = json.dumps(record)
+        if len(data) > LARGEST:  # nobody would read it
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = self._path / f"{record['id']}.json"
+        target = self._file(record["id"])
         fresh = target.with_suffix(f".{os.getpid()}")
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w") as file:
-            json.dump(record, file)
+            file.write(data)
         fresh.replace(target)
 
     def _prune(self) -> None:
-        names = sorted(self._path.glob("*.json"))
-        for path in names[: max(len(names) - KEPT, 0)]:
-            record = self.get(path.stem)
-            if record is None or record["result"] is not None:
-                path.unlink(missing_ok=True)
+        """Only what is known to have come to its end."""
+        with contextlib.suppress(OSError):
+            for name in self._names()[:-KEPT]:
+                with contextlib.suppress(RecordDamaged):
+                    record = self.get(name)
+                    if record is not None and not is_open(record):
+                        self._file(name).unlink(missing_ok=True)
+
+
+def _contents(path: Path) -> bytes:
+    """All of a file, within the limit; waits for nobody. Raises `OSError`."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise _not_regular() from None
+        raise
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_regular()
+        if found.st_size > LARGEST:
+            raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(LARGEST)
+    finally:
+        os.close(fd)
+
+
+def _not_regular() -> OSError:
+    return OSError(errno.EINVAL, "it is not a regular file")
+
+
+def _record(data: bytes, migration: str) -> Record:
+    """A record that was checked whole. Raises `ValueError`, `RecursionError`, `AgentError`."""
+    if not data.strip(b"\0 \t\r\n"):
+        raise ProtocolError(detail="it is empty" if not data else "there is nothing in it")
+    value = json.loads(data.decode())
+    if not isinstance(value, dict):
+        raise ProtocolError(detail=f"{shown(value)} is not a record")
+    found = {**_LACKED, **value}
+    result = found.get("result", "")
+    known = get_type_hints(Begun)
+    begun = {name: one for name, one in found.items() if name in known}
+    record: Any = {
+        **validate(begun, Begun, "the record"),
+        "result": None if result is None else checked(result, "its result"),
+    }
+    for named in (record["id"], migration if result is None else record["result"]["id"]):
+        if named != migration:
+            raise ProtocolError(detail=f"it is of migration {shown(named)}")
+    for host in (record["source"], record["destination"]):
+        parse_target(host)
+    for identity in filter(None, (record["source_id"], record["destination_id"])):
+        host_id.checked(identity)
+    if not 1 <= record["pid"] <= MAX_PID:
+        raise ProtocolError(detail=f"{record['pid']} is not a PID")
+    return cast(Record, record)

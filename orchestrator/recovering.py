@@ -19,9 +19,9 @@ from agent.protocol import DESTINATION, SOURCE
 from orchestrator.agent_client import AgentClient
 from orchestrator.errors import HostError
 from orchestrator.inventory import config_files, parse_target
-from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
-from orchestrator.records import Record, Records
-from orchestrator.recovery import OVER, Named, Recovered, recover
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
+from orchestrator.records import Record, RecordDamaged, Records, is_open
+from orchestrator.recovery import Named, Recovered, recover
 from orchestrator.transport import open_agent
 
 
@@ -149,6 +149,7 @@ class Recoverer:
         self._lost = lost
         self._records = records or Records()
         self._agents: dict[str, AgentClient | AgentError] = {}
+        self.damaged: list[RecordDamaged] = []  # records that may name more than was recovered
         self.unwritten: list[str] = []  # what could not be written down, in words
 
     async def recover(self, what: str | None) -> list[Report]:
@@ -182,11 +183,8 @@ class Recoverer:
 
     async def _meant(self, what: str | None) -> list[Named]:
         if what is None:
-            return [
-                _named(one)
-                for one in self._records.all()
-                if one["result"] is None or one["result"].get("outcome") == IN_DOUBT
-            ]
+            records, self.damaged = self._records.look()
+            return [_named(one) for one in records if is_open(one)]
         if ID_PATTERN.fullmatch(what):
             record = self._records.get(what)
             if record is None:
@@ -224,16 +222,16 @@ class Recoverer:
 
     def _remember(self, report: Report) -> bool:
         """Whether the hosts may forget it."""
-        record = self._records.get(report.named.id)
-        if record is None or report.ended.outcome == IN_DOUBT or report.ended.unfinished:
-            return True
-        result = record["result"] or {"id": record["id"], "error": None}
-        outcome = report.ended.outcome
-        if result.get("outcome") in (MIGRATED, ROLLED_BACK):
-            outcome = result["outcome"]
         try:
+            record = self._records.get(report.named.id)
+            if record is None or report.ended.outcome == IN_DOUBT or report.ended.unfinished:
+                return True
+            result = record["result"] or {"id": record["id"], "error": None}
+            outcome = report.ended.outcome
+            if result.get("outcome") in (MIGRATED, ROLLED_BACK):
+                outcome = result["outcome"]
             self._records.end(report.named.id, {**result, "outcome": outcome, "recovered": True})
-        except OSError as error:
+        except (OSError, RecordDamaged) as error:
             self.unwritten.append(f"{report.named.id} stays in `migrate list` as it was: {error}")
             return False
         return True

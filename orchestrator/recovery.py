@@ -16,9 +16,8 @@ from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.protocol import DESTINATION, SOURCE, SOURCE_TABLE, TABLES, Found
 from orchestrator.agent_client import AgentClient, SettledFacts
 from orchestrator.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable, told
-from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
 
-OVER = "over"  # neither host knows of it: it has ended, or never begun
 PATIENCE = 30.0  # seconds that a host waits for somebody who is at work there
 
 GONE = "gone"  # what is found on a host that somebody has declared lost

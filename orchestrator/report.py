@@ -120,7 +120,7 @@ def summary(result: Json, verbose: bool) -> None:
     elif outcome == ROLLED_BACK:
         phase = (result["error"] or {}).get("phase")
         where = f" in the phase {_NAMES.get(phase, phase)!r}" if phase else ""
-        say(f"Rolled back{where}: PID {result['pid']} goes on at {result['source']}")
+        say(plain(f"Rolled back{where}: PID {result['pid']} goes on at {result['source']}"))
     elif outcome == IN_DOUBT:
         say(f"In doubt: PID {result['pid']} needs a look by hand")
 
@@ -146,8 +146,10 @@ def _table(streams: list[Json]) -> None:
     for one in streams:
         wake = f"{one['wake_ms']:.1f} ms" if one["wake_ms"] >= 0 else "-"
         say(
-            f"  {one['local']:28} {one['remote']:28} {one['receive_queue']:9} "
-            f"{one['send_queue']:9} {one['unsent']:9} {wake:>9}"
+            plain(
+                f"  {one['local']:28} {one['remote']:28} {one['receive_queue']:9} "
+                f"{one['send_queue']:9} {one['unsent']:9} {wake:>9}"
+            )
         )
 
 

@@ -117,6 +117,14 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def damage(damaged: list[Any]) -> dict[str, Any]:
+    """The records that cannot be read, and the first of them as the error, for an answer."""
+    from orchestrator.errors import told
+
+    rows = [{"path": one.fields["path"], **told(one)} for one in damaged]
+    return {"damaged": rows, "error": told(damaged[0]) if damaged else None}
+
+
 def print_json(result: dict[str, Any]) -> None:
     """The one line on stdout."""
     from orchestrator.report import say

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.cli.options import print_json
+from orchestrator.cli.options import damage, print_json
 
 UNFINISHED = "unfinished"
 
@@ -20,27 +20,36 @@ UNFINISHED = "unfinished"
 def list_(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> int:
     """List migrations: those begun here, or those that HOSTs' journals have as not over.
 
+    Exit status: 0, 3 a record cannot be read; the others are listed.
+
     With --json: {"migrations": [{"id", "source", "destination", "pid", "begun", "outcome",
-    "blackout_ms"}]}, of HOSTs [{"host", "id", "role", "state", "at", "pid", ...}].
+    "blackout_ms"}], "damaged": [{"path", "code", "message", "hint"}], "error"}, of HOSTs
+    {"migrations": [{"host", "id", "role", "state", "at", "pid", ...}]}.
     """
     if hosts:
         return _of_hosts(hosts, ssh_config, as_json)
     from orchestrator import report
     from orchestrator.records import Records
 
-    rows = [_row(record) for record in Records().all()]
+    records, damaged = Records().look()
+    rows = [_row(record) for record in records]
+    status = max((one.exit_status for one in damaged), default=0)
     if as_json:
-        print_json({"migrations": rows})
-        return 0
+        print_json({"migrations": rows, **damage(damaged)})
+        return status
     for row in rows:
         blackout = f"{row['blackout_ms']:9.1f} ms" if row["blackout_ms"] else f"{'-':>12}"
         report.say(
-            f"{row['id']}  {row['outcome']:12} {blackout}  "
-            f"PID {row['pid']} {row['source']} -> {row['destination']}"
+            report.plain(
+                f"{row['id']}  {row['outcome']:12} {blackout}  "
+                f"PID {row['pid']} {row['source']} -> {row['destination']}"
+            )
         )
-    if not rows:
+    for one in damaged:
+        report.problem(one.message, one.hint)
+    if not rows and not damaged:
         report.say("No migration was begun here.")
-    return 0
+    return status
 
 
 def _row(record: Any) -> dict[str, Any]:
@@ -67,8 +76,10 @@ def _of_hosts(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> 
         return 0
     for row in rows:
         report.say(
-            f"{row['id']}  {row['host']} is its {row['role']}: {row['state']}  "
-            f"PID {row['pid']} {row['source']} -> {row['destination']}"
+            report.plain(
+                f"{row['id']}  {row['host']} is its {row['role']}: {row['state']}  "
+                f"PID {row['pid']} {row['source']} -> {row['destination']}"
+            )
         )
     if not rows:
         report.say("No migration is under way or interrupted there.")
@@ -85,23 +96,29 @@ def _ids(context: click.Context, param: click.Parameter, start: str) -> list[Com
 @click.argument("migration", metavar="ID", shell_complete=_ids)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
 def show(migration: str, as_json: bool) -> int:
-    """Show one migration that was begun here, with its streams."""
-    from agent.errors import EXIT_REFUSED
+    """Show one migration that was begun here, with its streams.
+
+    Exit status: 0, 3 it was not begun here, or its record cannot be read.
+    """
     from orchestrator import report
-    from orchestrator.records import Records
+    from orchestrator.records import RecordDamaged, Records
     from orchestrator.recovering import UnknownMigration
 
-    record = Records().get(migration)
-    if record is None:
-        unknown = UnknownMigration(id=migration)
-        report.problem(unknown.message, unknown.hint)
-        return EXIT_REFUSED
+    try:
+        record = Records().get(migration)
+        if record is None:
+            raise UnknownMigration(id=migration)
+    except (RecordDamaged, UnknownMigration) as error:
+        report.problem(error.message, error.hint)
+        return error.exit_status
     if as_json:
         print_json(dict(record))
         return 0
     report.say(
-        f"{record['id']}: PID {record['pid']} from {record['source']} to {record['destination']}, "
-        f"begun {record['begun']}"
+        report.plain(
+            f"{record['id']}: PID {record['pid']} from {record['source']} to "
+            f"{record['destination']}, begun {record['begun']}"
+        )
     )
     result = record["result"]
     if result is None:
@@ -109,8 +126,8 @@ def show(migration: str, as_json: bool) -> int:
         return 0
     if "streams" in result:
         report.summary(result, True)
-    if result.get("recovered"):
+    if result["recovered"]:
         report.say(f"Ended by `migrate recover`: {result['outcome']}")
-    if error := result.get("error"):
-        report.problem(error["message"], error["hint"])
+    if why := result["error"]:
+        report.problem(why["message"], why["hint"])
     return 0

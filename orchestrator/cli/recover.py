@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.options import print_json
+from orchestrator.cli.options import damage, print_json
 
 
 @click.command(name="recover")
@@ -32,11 +32,12 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
     process over keeps its copy frozen until it knows.
 
     Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 3 nothing
-    could be reached or is known, 4 still in doubt, or a host is left to be told.
+    could be reached or is known, or a record cannot be read (what the others name is recovered), 4
+    still in doubt, or a host is left to be told.
 
     With --json: {"migrations": [{"id", "outcome": "migrated" | "rolled-back" | "in-doubt" | "over",
     "lost": bool, "unfinished": [role], "source": {"host", "found", "state", "living": [pid],
-    "error"}, "destination": ...}], "error"}.
+    "error"}, "destination": ...}], "damaged": [{"path", "code", "message", "hint"}], "error"}.
     """
     from agent.errors import EXIT_MIGRATED, EXIT_REFUSED, AgentError
     from orchestrator import report
@@ -48,25 +49,28 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
         found = asyncio.run(worker.recover(what))
     except AgentError as error:
         if as_json:
-            print_json({"migrations": [], "error": told(error)})
+            print_json({"migrations": [], "damaged": [], "error": told(error)})
         else:
             report.problem(error.message, error.hint)
         return error.exit_status or EXIT_REFUSED
     if as_json:
-        print_json({"migrations": [one.to_json() for one in found], "error": None})
+        print_json({"migrations": [one.to_json() for one in found], **damage(worker.damaged)})
     else:
-        _say(found)
+        _say(found, worker.damaged)
     for text in worker.unwritten:
         report.say(f"migrate: {text}", sys.stderr)
-    return max((one.exit_status for one in found), default=EXIT_MIGRATED)
+    statuses = [one.exit_status for one in found] + [one.exit_status for one in worker.damaged]
+    return max(statuses, default=EXIT_MIGRATED)
 
 
-def _say(found: list[Any]) -> None:
+def _say(found: list[Any], damaged: list[Any]) -> None:
     from orchestrator import report
 
-    if not found:
+    if not found and not damaged:
         report.say("Nothing to recover.")
     for one in found:
         report.say(f"{one.named.id}: {one.sentence}")
         for error in (*one.errors, *filter(None, [one.loss])):
             report.problem(error.message, error.hint)
+    for one in damaged:
+        report.problem(one.message, one.hint)

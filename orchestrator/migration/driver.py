@@ -21,8 +21,8 @@ from orchestrator.migration import result as results
 from orchestrator.migration.result import Json
 from orchestrator.migration.run import Listener, Run
 from orchestrator.plan import Options, check_hosts, plan
-from orchestrator.records import Records
-from orchestrator.recovery import OVER, Named
+from orchestrator.records import RecordDamaged, Records
+from orchestrator.recovery import Named
 from orchestrator.refusals import Refusal, refusal
 from orchestrator.transport import open_agent
 
@@ -284,7 +284,7 @@ class Driver:
         elif report.ended.outcome == results.MIGRATED:
             self._result["outcome"], self._result["error"] = results.MIGRATED, None
             self.error = None
-        elif report.ended.outcome in (results.ROLLED_BACK, OVER) and self.error is not None:
+        elif report.ended.outcome in (results.ROLLED_BACK, results.OVER) and self.error is not None:
             self._result["outcome"] = results.ROLLED_BACK
         return self._write_down_end()
 
@@ -296,7 +296,7 @@ class Driver:
         if self._records is not None:
             try:
                 getattr(self._records, verb)(*arguments)
-            except OSError as error:
+            except (OSError, RecordDamaged) as error:
                 self._reporter.note(f"`migrate list` will not know of it: {error}")
                 return False
         return True

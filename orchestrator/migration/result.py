@@ -35,6 +35,7 @@ PHASES = (
     "replay",
 )
 MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
+OVER = "over"  # of a recovery: neither host knows of it; it has ended, or never begun
 _STATUSES = {
     MIGRATED: EXIT_MIGRATED,
     ROLLED_BACK: EXIT_ROLLED_BACK,
@@ -78,6 +79,43 @@ class MovedBytes(TypedDict):
     files: int
 
 
+class ErrorTold(TypedDict):
+    """What `described` returns."""
+
+    code: str
+    message: str
+    hint: str
+    phase: str
+
+
+class StreamResult(StreamReport):
+    wake_ms: _Number
+    probes: int
+
+
+class Ending(TypedDict):
+    """A result that is only known from a recovery."""
+
+    id: str
+    outcome: str
+    error: ErrorTold | None
+    recovered: bool
+
+
+class Result(Ending):
+    """The object of a migration, as a record keeps it."""
+
+    source: str
+    destination: str
+    pid: int
+    blackout_ms: _Number
+    clock_error_ms: _Number
+    phases_ms: dict[str, _Number]
+    streams: list[StreamResult]
+    replayed_packets: int
+    bytes: MovedBytes
+
+
 class SourceReport(TypedDict):
     """What `source.run` and `source.resolve` return; times are seconds of CLOCK_MONOTONIC there."""
 
@@ -111,6 +149,17 @@ def source_report(value: Json) -> SourceReport:
 def destination_report(value: Json) -> DestinationReport:
     """Raises `ProtocolError` where it is not one; what is more than asked for is passed over."""
     return _report(value, DestinationReport, (MIGRATED, ROLLED_BACK), "the destination's report")
+
+
+def checked(value: object, where: str) -> Json:
+    """A result that was written down: a `Result`, or an `Ending`.
+
+    What is more than asked for is passed over. Raises `ProtocolError`.
+    """
+    if not isinstance(value, dict):
+        raise ProtocolError(detail=f"in {where}: {shown(value)} is not a result")
+    shape = Result if "streams" in value else Ending
+    return dict(_report({"recovered": False, **value}, shape, (*_STATUSES, OVER), where))
 
 
 def _report(value: Json, shape: type[_T], outcomes: tuple[str, ...], where: str) -> _T:

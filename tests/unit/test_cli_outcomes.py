@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ CHECK = ["check", *MOVE]
 
 
 @pytest.fixture
-def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
-    """Scripted hosts; signals as in a shell's foreground, whatever the tests run in."""
+def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Setting]:
+    """Scripted hosts, no records; signals as in a shell's foreground, whatever the tests run in."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)

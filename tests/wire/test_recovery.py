@@ -15,6 +15,7 @@ from orchestrator.errors import HostUnreachable
 from orchestrator.records import Records
 from orchestrator.recovering import HostNotNamed, Recoverer, Report, UnknownMigration
 from orchestrator.recovery import Named
+from tests.support.records import full
 from tests.wire.scripted_agent import (
     DESTINATION_ID,
     SOURCE_ID,
@@ -305,7 +306,7 @@ async def test_all_that_was_begun_here_and_never_ended(hosts: Pair) -> None:
     hosts.host("dst", UNDID)
     other = "20261124-110000-000000"
     hosts.records.begin(Named(other, "src", "dst", 1), None)
-    hosts.records.end(other, {"outcome": "migrated"})
+    hosts.records.end(other, full(other))
     hosts.records.begin(NAMED, None)
     reports = await Recoverer(None, hosts.records).recover(None)
     assert [one.named.id for one in reports] == [ID]

@@ -1,0 +1,64 @@
+"""Recoveries and the records of this machine: what is written down when, and damaged ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.__main__ import run
+from orchestrator.records import Records, directory, is_open
+from orchestrator.recovering import Recoverer
+from tests.wire.scripted_agent import DESTINATION_ID
+from tests.wire.test_recovery import ENDED, GOES_ON, HAS_IT, ID, NAMED, UNDID, Pair, outcome
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pair]:
+    yield Pair(monkeypatch, Records(tmp_path / "records"))
+
+
+def test_the_others_are_recovered_where_a_record_is_damaged(
+    hosts: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts.host("src", GOES_ON)
+    hosts.host("dst", UNDID)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    Records().begin(NAMED, None)
+    bad = directory() / "20261124-110000-000000.json"
+    bad.write_text("{")
+    status = run(["recover", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert status == 3 and [one["id"] for one in told["migrations"]] == [ID]
+    assert told["error"]["code"] == "record-damaged"
+    assert [one["path"] for one in told["damaged"]] == [str(bad)]
+    record = Records().get(ID)
+    assert record is not None and not is_open(record)
+
+
+def test_a_doubt_beside_a_damaged_record_is_a_doubt(
+    hosts: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    Records().begin(NAMED, None)
+    (directory() / "20261124-110000-000000.json").write_text("{")
+    assert run(["recover"]) == 4
+
+
+async def test_what_a_damaged_record_cannot_take_is_not_forgotten(
+    hosts: Pair, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
+         "source": "src", "destination": "dst", "other_host": DESTINATION_ID},
+    ]  # fmt: skip
+    hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
+    hosts.host("dst", HAS_IT)
+    hosts.records.begin(NAMED, None)
+    (tmp_path / "records" / f"{ID}.json").write_text("{")
+    worker = Recoverer(None, hosts.records)
+    (report,) = await worker.recover("src")
+    assert outcome(report) == ("migrated", [], 0) and not hosts.forgotten
+    assert "cannot be gone by" in worker.unwritten[0]
