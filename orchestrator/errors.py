@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 import agent
+import orchestrator
 from agent import errors as agent_errors
 from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_USAGE, AgentError
 
@@ -141,22 +142,24 @@ def told(error: AgentError) -> dict[str, str]:
 
 
 def load_error_classes() -> None:
-    """Import every module of the agent, so that each error code has its class.
+    """Import every module of both packages, so that each error code has its class.
 
     Only done when a code is met that is not known yet. A module that cannot be loaded here
     (libnftables may be missing at the orchestrator) is passed over.
     """
-    for module in pkgutil.walk_packages(agent.__path__, "agent.", onerror=lambda _name: None):
-        if module.name == "agent.__main__":
-            continue
-        try:
-            importlib.import_module(module.name)
-        except (ImportError, OSError, AttributeError):
-            continue
+    for package in (agent, orchestrator):
+        prefix = f"{package.__name__}."
+        for module in pkgutil.walk_packages(package.__path__, prefix, onerror=lambda _name: None):
+            if module.name == f"{prefix}__main__":
+                continue
+            try:
+                importlib.import_module(module.name)
+            except (ImportError, OSError, AttributeError):
+                continue
 
 
 def from_wire(wire: object) -> AgentError:
-    """`agent.errors.from_wire`, with every class of the agent known."""
+    """`agent.errors.from_wire`, with every class known."""
     code = wire.get("code") if isinstance(wire, dict) else None
     if isinstance(code, str) and not agent_errors.is_known(code):
         load_error_classes()
