@@ -11,14 +11,16 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, TypedDict, cast, get_type_hints
 
 from platformdirs import user_state_path
 
-from agent import host_id
+from agent import host_id, private
 from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
 from agent.plan import ID_PATTERN, MAX_PID
 from agent.probe.facts import validate
@@ -29,6 +31,8 @@ from orchestrator.recovery import Named
 KEPT = 1000  # records; the oldest that have come to an end go first
 LARGEST = 64 << 20  # bytes of a record; JSON needs up to six for one of a frame, which has limits
 _SUFFIX = ".json"
+_UNWHOLE = re.compile(rf"{ID_PATTERN.pattern}\.(?!json$)[a-z0-9_]+")  # a file that is written
+_WRITING = 3600.0  # seconds after which nobody writes it any more
 
 
 class Begun(TypedDict):
@@ -85,7 +89,8 @@ class Records:
         self._full = True
 
     def begin(self, named: Named, ssh_config: str | None) -> None:
-        """Raises `OSError`."""
+        """On disk when this returns. Raises `OSError`."""
+        self._sweep()
         begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         config = os.path.abspath(ssh_config) if ssh_config else None
         self._write(Record(
@@ -95,7 +100,10 @@ class Records:
         ))  # fmt: skip
 
     def end(self, migration: str, result: Json) -> None:
-        """Raises `OSError` and `RecordDamaged`; nothing where it was never begun."""
+        """On disk when this returns; nothing where it was never begun.
+
+        Raises `OSError` and `RecordDamaged`.
+        """
         record = self.get(migration)
         if record is not None:
             record["result"] = result
@@ -160,13 +168,35 @@ class Records:
         data = json.dumps(record)
         if len(data) > LARGEST:  # nobody would read it
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._make()
+        fd, fresh = tempfile.mkstemp(prefix=f"{record['id']}.", dir=self._path)  # 0600
+        try:
+            with open(fd, "w") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            os.replace(fresh, self._file(record["id"]))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+        private.sync(self._path)
+
+    def _make(self) -> None:
+        """The directory, with those above it, on disk."""
+        missing = [one for one in (self._path, *self._path.parents) if not one.exists()]
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = self._file(record["id"])
-        fresh = target.with_suffix(f".{os.getpid()}")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w") as file:
-            file.write(data)
-        fresh.replace(target)
+        for one in missing:
+            private.sync(one.parent)
+
+    def _sweep(self) -> None:
+        """Take away what those have left who were killed while they wrote."""
+        with contextlib.suppress(OSError):
+            for name in filter(_UNWHOLE.fullmatch, os.listdir(self._path)):
+                path = self._path / name
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.lstat().st_mtime > _WRITING:
+                        path.unlink()
 
     def _prune(self) -> None:
         """Only what is known to have come to its end."""

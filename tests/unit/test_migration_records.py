@@ -135,6 +135,76 @@ def test_what_a_record_says_does_not_drive_the_terminal(
         assert status == 0 and "[2J" in out and "\x1b" not in out + err
 
 
+# --- on disk
+
+
+class Disk:
+    """What was done to it, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.did: list[str] = []
+        self.broken = False
+        syncs, replaces = os.fsync, os.replace
+
+        def sync(fd: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+            self.did.append(f"sync {path.name if path.is_dir() else 'a file'}")
+            if self.broken:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            syncs(fd)
+
+        def replace(old: Any, new: Any) -> None:
+            self.did.append(f"name it {Path(new).name}")
+            replaces(old, new)
+
+        monkeypatch.setattr(os, "fsync", sync)
+        monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.fixture
+def disk(records: Records, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_what_was_written_is_on_disk(records: Records, disk: Disk) -> None:
+    written = ["sync a file", f"name it {ID}.json", "sync migrations"]
+    records.begin(Named(ID, "src", "dst", 5000), None)
+    assert disk.did == written
+    records.end(ID, full(ID))
+    assert disk.did == written * 2
+
+
+def test_a_directory_that_was_made_is_on_disk(tmp_path: Path, monkeypatch: Any) -> None:
+    disk = Disk(monkeypatch)
+    Records(tmp_path / "state" / "streamferry" / "migrations").begin(
+        Named(ID, "src", "dst", 1), None
+    )
+    assert disk.did[:3] == ["sync streamferry", "sync state", f"sync {tmp_path.name}"]
+
+
+def test_what_does_not_come_on_disk_leaves_all_as_it_was(
+    records: Records, directory: Path, disk: Disk
+) -> None:
+    records.begin(Named(ID, "src", "dst", 5000), None)
+    before = sorted((one.name, one.read_bytes()) for one in directory.iterdir())
+    disk.broken = True
+    with pytest.raises(OSError, match="Input/output"):
+        records.end(ID, full(ID))
+    assert before == sorted((one.name, one.read_bytes()) for one in directory.iterdir())
+
+
+def test_what_the_killed_have_left_does_not_pile_up(records: Records, directory: Path) -> None:
+    old, fresh = directory / f"{ID}.4711", directory / f"{OTHER}.a_b8c9d0"
+    kept = directory / "notes.4711"
+    for path in (old, fresh, kept):
+        path.write_text('{"id"')
+    for path in (old, kept, directory / f"{OTHER}.json"):
+        os.utime(path, (0, 0))
+    records.begin(Named(ID, "src", "dst", 5000), None)
+    names = {one.name for one in directory.iterdir()}
+    assert names == {f"{ID}.json", f"{OTHER}.json", fresh.name, kept.name}
+
+
 # --- damaged ones
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.__main__ import run
+from orchestrator.migration.driver import Driver, Request
 from orchestrator.records import Records, directory, is_open
 from orchestrator.recovering import Recoverer
-from tests.wire.scripted_agent import DESTINATION_ID
+from tests.wire.scripted_agent import (
+    DESTINATION_ID,
+    Json,
+    ScriptedAgent,
+    destination_report,
+    source_report,
+)
+from tests.wire.scripted_run import Setting
 from tests.wire.test_recovery import ENDED, GOES_ON, HAS_IT, ID, NAMED, UNDID, Pair, outcome
 
 
@@ -62,3 +71,31 @@ async def test_what_a_damaged_record_cannot_take_is_not_forgotten(
     (report,) = await worker.recover("src")
     assert outcome(report) == ("migrated", [], 0) and not hosts.forgotten
     assert "cannot be gone by" in worker.unwritten[0]
+
+
+# --- within a migration
+
+
+async def test_a_migration_is_written_down_before_it_is_touched_and_before_it_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    records, kept = Records(tmp_path / "records"), []
+
+    def answers(report: Json) -> Any:
+        async def answer(**_: Any) -> Json:
+            (record,) = records.all()
+            kept.append(record["result"] and record["result"]["outcome"])
+            return report
+
+        return answer
+
+    setting = Setting(monkeypatch)
+    setting.driver = Driver(Request("src", "dst", 5000), setting.told, records)
+    setting.source.answers["source.run"] = answers(source_report())
+    more = {
+        "destination.run": answers(destination_report()),
+        "recovery.forget": answers({"forgotten": True}),
+    }
+    setting.destination = ScriptedAgent("dst", {**setting.destination.answers, **more})
+    assert (await setting.migrate())["outcome"] == "migrated"
+    assert kept == [None, None, "migrated"]
