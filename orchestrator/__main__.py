@@ -39,6 +39,11 @@ def _run(arguments: list[str]) -> int:
         from orchestrator.errors import UsageProblem
 
         problem = UsageProblem(detail=error.format_message())
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        if context is not None and context.command.name not in ("migrate", "move", "check"):
+            from orchestrator.cli.options import failed
+
+            return failed(problem, True)
         return _failed(arguments, "refused", problem, EXIT_USAGE)
     except click.Abort:
         raise KeyboardInterrupt from None

@@ -15,6 +15,9 @@ from orchestrator.cli.options import print_json, run_driver, shared
 def check(**given: Any) -> int:
     """Only check whether process N could move from SRC to DST.
 
+    Exit status: 0 it could, 1 interrupted, 2 usage (a host that is none, too), 3 refused, or a host
+    could not be reached.
+
     With --json: {"outcome": "ready" | "refused", "error", "refusals": [{"code", "message",
     "hint"}], "plan": what would move, or null, "streams": [{"local", "remote", "state"}], ...}.
     """

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.cli.options import print_json
+from orchestrator.cli.options import failed, print_json
 
 
 def _hosts(context: click.Context, param: click.Parameter, start: str) -> list[CompletionItem]:
@@ -30,8 +30,8 @@ def doctor(host: str, ssh_config: str | None, fix: bool, as_json: bool) -> int:
     agents, guardians, CRIUs, frozen cgroups. Nothing of a migration under way is touched, and a
     process only where its journal allows that.
 
-    Exit status: 0 nothing is left, 1 something is, 3 HOST could not be reached or refused, 4
-    something needs `migrate recover`.
+    Exit status: 0 nothing is left, 1 something is, 2 usage (a HOST that is none, too), 3 HOST could
+    not be reached or refused, 4 something needs `migrate recover`.
 
     With --json: {"host", "findings": [{"kind", "name", "migration": id or "", "detail", "verdict":
     "clear" (--fix does it) | "recover" | "hand", "clearing": what it does, or why it is not safe,
@@ -40,22 +40,14 @@ def doctor(host: str, ssh_config: str | None, fix: bool, as_json: bool) -> int:
     "images" | "address" | "agent" | "guardian" | "criu" | "criu-lock" | "cgroup". With --fix
     "findings" has what is left.
     """
-    from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, AgentError
-    from orchestrator import report
+    from agent.errors import AgentError
     from orchestrator.doctor import diagnose
-    from orchestrator.errors import told
 
     try:
         found = asyncio.run(diagnose(host, ssh_config, fix))
     except AgentError as error:
-        if as_json:
-            empty: dict[str, Any] = {
-                name: [] for name in ("findings", "cleared", "errors", "under_way", "notes")
-            }
-            print_json({"host": host, **empty, "error": told(error)})
-        else:
-            report.problem(error.message, error.hint)
-        return EXIT_IN_DOUBT if error.exit_status == EXIT_IN_DOUBT else EXIT_REFUSED
+        names = ("findings", "cleared", "errors", "under_way", "notes")
+        return failed(error, as_json, host=host, **{name: [] for name in names})
     if as_json:
         print_json(found.to_json())
     else:

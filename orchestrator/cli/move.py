@@ -14,7 +14,11 @@ from orchestrator.cli.options import print_json, run_driver, shared
 @shared
 @click.pass_context
 def move(context: click.Context, /, dry_run: bool, **given: Any) -> int:
-    """Move process N from SRC to DST with its TCP connections."""
+    """Move process N from SRC to DST with its TCP connections.
+
+    Exit status: 0 migrated, 1 rolled back, 2 usage (a host that is none, too), 3 refused, 4 in
+    doubt.
+    """
     if dry_run:
         from orchestrator.cli.check import check
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_USAGE, AgentError
 from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_BLACKOUT_LIMIT, MAX_PID
 
 Command = Callable[..., Any]
@@ -60,7 +61,6 @@ def shared(command: Command) -> Command:
 
 def make_request(given: dict[str, Any]) -> Any:
     """The `Request` of the parsed options. Raises `click.UsageError`."""
-    from agent.errors import AgentError
     from agent.fault import parse
     from orchestrator.migration.driver import Request
     from orchestrator.plan import Options
@@ -115,6 +115,22 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def failed(error: AgentError, as_json: bool, **empty: Any) -> int:
+    """Say why there is no answer, in the form that was asked for; the exit status.
+
+    `empty`: the other keys of the answer. Nothing was rolled back by a verb that only looks, or
+    that recovers: what has no status of its own was refused.
+    """
+    from orchestrator import report
+    from orchestrator.errors import told
+
+    if as_json:
+        print_json({**empty, "error": told(error)})
+    else:
+        report.problem(error.message, error.hint)
+    return error.exit_status if error.exit_status in (EXIT_USAGE, EXIT_IN_DOUBT) else EXIT_REFUSED
 
 
 def damage(damaged: list[Any]) -> dict[str, Any]:

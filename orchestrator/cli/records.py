@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.cli.options import damage, print_json
+from orchestrator.cli.options import damage, failed, print_json
 
 UNFINISHED = "unfinished"
 
@@ -20,11 +20,12 @@ UNFINISHED = "unfinished"
 def list_(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> int:
     """List migrations: those begun here, or those that HOSTs' journals have as not over.
 
-    Exit status: 0, 3 a record cannot be read; the others are listed.
+    Exit status: 0 all is listed, 2 usage (a HOST that is none, too), 3 a HOST could not be reached
+    or refused, or a record cannot be read (the others are listed).
 
     With --json: {"migrations": [{"id", "source", "destination", "pid", "begun", "outcome",
-    "blackout_ms"}], "damaged": [{"path", "code", "message", "hint"}], "error"}, of HOSTs
-    {"migrations": [{"host", "id", "role", "state", "at", "pid", ...}]}.
+    "blackout_ms"}], "damaged": [{"path", "code", "message", "hint"}], "error"}; of HOSTs the
+    migrations are {"host", "id", "role", "state", "at", "pid", ...}.
     """
     if hosts:
         return _of_hosts(hosts, ssh_config, as_json)
@@ -69,10 +70,9 @@ def _of_hosts(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> 
     try:
         rows = asyncio.run(journals(hosts, ssh_config))
     except AgentError as error:
-        report.problem(error.message, error.hint)
-        return error.exit_status
+        return failed(error, as_json, migrations=[], damaged=[])
     if as_json:
-        print_json({"migrations": rows})
+        print_json({"migrations": rows, **damage([])})
         return 0
     for row in rows:
         report.say(
@@ -98,7 +98,10 @@ def _ids(context: click.Context, param: click.Parameter, start: str) -> list[Com
 def show(migration: str, as_json: bool) -> int:
     """Show one migration that was begun here, with its streams.
 
-    Exit status: 0, 3 it was not begun here, or its record cannot be read.
+    Exit status: 0 it is shown, 2 usage, 3 it was not begun here, or its record cannot be read.
+
+    With --json: {"id", "source", "destination", "pid", "ssh_config", "begun", "result": what the
+    migration printed, or null, "error"}, or {"error"} alone.
     """
     from orchestrator import report
     from orchestrator.records import RecordDamaged, Records
@@ -109,10 +112,9 @@ def show(migration: str, as_json: bool) -> int:
         if record is None:
             raise UnknownMigration(id=migration)
     except (RecordDamaged, UnknownMigration) as error:
-        report.problem(error.message, error.hint)
-        return error.exit_status
+        return failed(error, as_json)
     if as_json:
-        print_json(dict(record))
+        print_json({**record, "error": None})
         return 0
     report.say(
         report.plain(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.options import damage, print_json
+from orchestrator.cli.options import damage, failed, print_json
 
 
 @click.command(name="recover")
@@ -31,28 +31,26 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
     it come back with the process running, there are two. Without it, a source that has handed the
     process over keeps its copy frozen until it knows.
 
-    Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 3 nothing
-    could be reached or is known, or a record cannot be read (what the others name is recovered), 4
-    still in doubt, or a host is left to be told.
+    Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 2 usage (a
+    HOST that is none, too), 3 nothing could be reached or is known, or a record cannot be read
+    (what the others name is recovered), 4 still in doubt, or a host is left to be told.
 
     With --json: {"migrations": [{"id", "outcome": "migrated" | "rolled-back" | "in-doubt" | "over",
     "lost": bool, "unfinished": [role], "source": {"host", "found", "state", "living": [pid],
     "error"}, "destination": ...}], "damaged": [{"path", "code", "message", "hint"}], "error"}.
     """
-    from agent.errors import EXIT_MIGRATED, EXIT_REFUSED, AgentError
+    from agent.errors import EXIT_MIGRATED, AgentError
     from orchestrator import report
-    from orchestrator.errors import told
     from orchestrator.recovering import Recoverer
 
     worker = Recoverer(ssh_config, lost=lost)
     try:
         found = asyncio.run(worker.recover(what))
     except AgentError as error:
-        if as_json:
-            print_json({"migrations": [], "damaged": [], "error": told(error)})
-        else:
-            report.problem(error.message, error.hint)
-        return error.exit_status or EXIT_REFUSED
+        rows = damage(worker.damaged)["damaged"]
+        if not as_json:
+            _say_damaged(worker.damaged)
+        return failed(error, as_json, migrations=[], damaged=rows)
     if as_json:
         print_json({"migrations": [one.to_json() for one in found], **damage(worker.damaged)})
     else:
@@ -72,5 +70,11 @@ def _say(found: list[Any], damaged: list[Any]) -> None:
         report.say(f"{one.named.id}: {one.sentence}")
         for error in (*one.errors, *filter(None, [one.loss])):
             report.problem(error.message, error.hint)
+    _say_damaged(damaged)
+
+
+def _say_damaged(damaged: list[Any]) -> None:
+    from orchestrator import report
+
     for one in damaged:
         report.problem(one.message, one.hint)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,24 @@ from orchestrator.__main__ import run
 from orchestrator.cli.options import make_request
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+Says = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Says:
+    """Run the command where nothing was begun: its exit status, and what it prints."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        status = run(list(arguments))
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return command
 
 
 class Asked(Exception):
@@ -172,6 +190,51 @@ def test_usage_errors(
         assert said in answer["error"]["message"]
 
 
+NO_HOST = "a:b:c"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        *[(f"{verb} {NO_HOST}", NO_HOST) for verb in ("recover", "doctor", "list")],
+        *[(f"{verb}{NO_HOST} dst --pid 5", NO_HOST) for verb in ("", "move ", "check ")],
+        ("doctor", "HOST"),
+        ("show", "ID"),
+        ("show one two", "two"),
+        ("recover one two", "two"),
+        *[(f"{verb} --bogus", "--bogus") for verb in ("show", "list", "recover", "doctor")],
+        ("chaos --bogus", "--bogus"),
+        ("chaos points --bogus", "--bogus"),
+        ("chaos bogus", "bogus"),
+    ],
+)
+def test_usage_errors_are_the_same_of_every_verb(says: Says, line: str, said: str) -> None:
+    moves = "--pid" in line
+    status, out, err = says(*line.split(), *(["-q"] if moves else []))
+    assert (status, out) == (2, "") and said in err
+
+    status, out, err = says(*line.split(), "--json")
+    assert status == 2 and out.count("\n") == 1 and err == ""
+    answer = json.loads(out)
+    assert answer["error"]["code"] == "usage" and answer["error"]["hint"]
+    assert said in answer["error"]["message"] and ("outcome" in answer) == moves
+
+
+@pytest.mark.parametrize("verb", ["move", "check", "recover", "doctor", "list", "show"])
+def test_the_help_of_each_verb_has_its_exit_status(says: Says, verb: str) -> None:
+    status, out, _ = says(verb, "--help")
+    assert status == 0 and "2 usage" in " ".join(out.partition("Exit status:")[2].split())
+
+
+def test_what_was_not_begun_here(says: Says) -> None:
+    for verb in ("show", "recover"):
+        status, out, err = says(verb, "20261124-120000-abcdef")
+        assert (status, out) == (3, "") and err.startswith("error: no migration 20261124-")
+        status, out, err = says(verb, "20261124-120000-abcdef", "--json")
+        assert (status, err) == (3, "")
+        assert json.loads(out)["error"]["code"] == "unknown-migration"
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_fault_point_can_be_named(asked: Seen, role: str) -> None:
     names = [point for point in POINTS if point.role == role]
@@ -203,9 +266,11 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip().endswith(__version__)
 
 
-def test_nothing_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([]) == 2
-    assert "Usage: migrate" in capsys.readouterr().err
+@pytest.mark.parametrize("line", ["", "chaos"])
+def test_nothing_at_all_shows_the_help(says: Says, line: str) -> None:
+    status, out, err = says(*line.split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"Usage: migrate {line}") and "Commands:" in err and "Error" not in err
 
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

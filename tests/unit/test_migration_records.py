@@ -110,6 +110,12 @@ def test_what_an_earlier_version_lacks_has_a_meaning(records: Records, directory
     assert found is not None and found["source_id"] == found["destination_id"] == ""
 
 
+def test_one_of_them_as_json(records: Records, says: Says) -> None:
+    status, told = answer(says, "show", OTHER)
+    assert (status, told["error"]) == (0, None)
+    assert told["result"] == {**full(OTHER), "recovered": False}
+
+
 def test_nothing_was_begun_here(directory: Path, says: Says) -> None:
     assert says("list") == (0, "No migration was begun here.\n", "")
     assert says("recover") == (0, "Nothing to recover.\n", "")
@@ -235,6 +241,8 @@ def test_a_damaged_one_is_named_and_the_others_are_shown(
     for command in ("show", "recover"):
         status, out, err = says(command, ID)
         assert (status, out) == (3, "") and f"error: the record {path}" in err
+        status, told = answer(says, command, ID)
+        assert status == 3 and told["error"]["code"] == "record-damaged"
 
     status, out, err = says("recover")
     assert (status, out) == (3, "") and f"error: the record {path}" in err

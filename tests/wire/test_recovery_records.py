@@ -73,6 +73,36 @@ async def test_what_a_damaged_record_cannot_take_is_not_forgotten(
     assert "cannot be gone by" in worker.unwritten[0]
 
 
+def test_a_lost_host_that_no_record_names_beside_a_damaged_one(
+    hosts: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    Records().begin(NAMED, None)
+    bad = directory() / "20261124-110000-000000.json"
+    bad.write_text("{")
+    assert run(["recover", "--lost", "third", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"]["code"] == "host-not-named"
+    assert [one["path"] for one in told["damaged"]] == [str(bad)]
+    assert run(["recover", "--lost", "third"]) == 3
+    assert str(bad) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["list", "recover"])
+@pytest.mark.parametrize(
+    ("answer", "code"), [(None, "unreachable"), ({"journals": "odd"}, "protocol")]
+)
+def test_a_host_that_does_not_say_what_it_has(
+    hosts: Pair, capsys: pytest.CaptureFixture[str], verb: str, answer: Json | None, code: str
+) -> None:
+    """An error that would undo a migration undoes none here."""
+    if answer is not None:
+        hosts.host("src", GOES_ON, **{"journal.list": answer})
+    assert run([verb, "src", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["migrations"] == [] and told["error"]["code"] == code
+
+
 # --- within a migration
 
 
