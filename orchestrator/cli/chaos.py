@@ -9,7 +9,10 @@ from orchestrator.cli.options import print_json
 
 @click.group(name="chaos")
 def chaos() -> None:
-    """Break things on purpose, to see that nothing is lost."""
+    """Break things on purpose, to see that nothing is lost.
+
+    Without a command this is shown, with exit status 2, as by `migrate` alone.
+    """
 
 
 @chaos.command(name="points")
