@@ -111,6 +111,8 @@ class Driver:
         self._interrupted = True
         if self._running is not None:
             self._cancelling = asyncio.create_task(self._cancel(self._running))
+        elif self._begun:  # the run is over, and what came of it holds
+            self._finishing("it has come to its end: finishing")
         elif self._task is not None:
             self._task.cancel()
 
@@ -119,8 +121,11 @@ class Driver:
             if await source.source_cancel():
                 self._reporter.note("undoing")
             else:
-                self._doing = "finishing"
-                self._reporter.note("the destination has it already: finishing")
+                self._finishing("the destination has it already: finishing")
+
+    def _finishing(self, text: str) -> None:
+        self._doing = "finishing"
+        self._reporter.note(text)
 
     async def _guarded(self, work: Any) -> None:
         """Run the work; errors and interruptions become the result, the agents are let go."""

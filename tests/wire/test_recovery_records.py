@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,25 @@ async def test_a_migration_is_written_down_before_it_is_touched_and_before_it_is
     setting.destination = ScriptedAgent("dst", {**setting.destination.answers, **more})
     assert (await setting.migrate())["outcome"] == "migrated"
     assert kept == [None, None, "migrated"]
+
+
+async def test_an_interruption_after_the_run_does_not_change_what_is_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    records = Records(tmp_path / "records")
+    setting = Setting(monkeypatch)
+    setting.driver = Driver(Request("src", "dst", 5000), setting.told, records)
+
+    async def forget(migration: str) -> Json:
+        setting.driver.interrupt()
+        setting.driver.interrupt()
+        await asyncio.sleep(0)
+        return {"forgotten": True}
+
+    answers = {**setting.destination.answers, "recovery.forget": forget}
+    setting.destination = ScriptedAgent("dst", answers)
+    result = await setting.migrate()
+    assert (result["outcome"], result["error"], setting.status) == ("migrated", None, 0)
+    (record,) = records.all()
+    assert record["result"] is not None and record["result"]["outcome"] == "migrated"
+    assert setting.told.notes[-1] == "still finishing: it is never left half done"
