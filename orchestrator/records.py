@@ -92,7 +92,9 @@ class Records:
         """On disk when this returns. Raises `OSError`."""
         self._sweep()
         begun = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        config = os.path.abspath(ssh_config) if ssh_config else None
+        config = ssh_config
+        if config and config != "none":  # which is no file, as for ssh
+            config = os.path.abspath(config)
         self._write(Record(
             id=named.id, source=named.source, destination=named.destination, pid=named.pid,
             source_id=named.source_id, destination_id=named.destination_id,

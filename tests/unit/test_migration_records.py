@@ -73,6 +73,16 @@ def test_a_migration_from_its_beginning_to_its_end(records: Records) -> None:
     assert [one["id"] for one in records.all()] == [OTHER, ID]
 
 
+def test_the_ssh_configuration_is_found_from_anywhere(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, kept in (("a/b", str(tmp_path / "a/b")), ("none", "none"), (None, None)):
+        records.begin(Named(ID, "src", "dst", 5000), given)
+        begun = records.get(ID)
+        assert begun is not None and begun["ssh_config"] == kept
+
+
 def test_one_that_only_a_recovery_has_ended(records: Records, says: Says) -> None:
     records.begin(Named(ID, "src", "dst", 5000), None)
     records.end(ID, {"id": ID, "error": None, "outcome": "migrated", "recovered": True})
