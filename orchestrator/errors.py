@@ -117,6 +117,15 @@ class UsageProblem(AgentError):
     exit_status = EXIT_USAGE
 
 
+class Interrupted(AgentError):
+    """A verb that moves nothing was ended by a signal."""
+
+    code = "interrupted"
+    template = "`migrate {verb}` was interrupted"
+    hint_template = "Run it again: what it has done so far holds."
+    exit_status = EXIT_REFUSED
+
+
 class OutcomeUnknown(AgentError):
     """Neither host could say which of them has the process."""
 

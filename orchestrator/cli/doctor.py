@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.cli.options import failed, print_json
+from orchestrator.cli.options import ask, failed, print_json
 
 
 def _hosts(context: click.Context, param: click.Parameter, start: str) -> list[CompletionItem]:
@@ -44,7 +43,7 @@ def doctor(host: str, ssh_config: str | None, fix: bool, as_json: bool) -> int:
     from orchestrator.doctor import diagnose
 
     try:
-        found = asyncio.run(diagnose(host, ssh_config, fix))
+        found = ask(diagnose(host, ssh_config, fix), "doctor")
     except AgentError as error:
         names = ("findings", "cleared", "errors", "under_way", "notes")
         return failed(error, as_json, host=host, **{name: [] for name in names})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +14,7 @@ from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_USAGE, AgentError
 from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_BLACKOUT_LIMIT, MAX_PID
 
 Command = Callable[..., Any]
+_T = TypeVar("_T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -115,6 +116,16 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def ask(work: Coroutine[Any, Any, _T], verb: str) -> _T:
+    """Run what asks hosts. Raises `AgentError`, also where a signal ends it."""
+    from orchestrator.errors import Interrupted
+
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise Interrupted(verb=verb) from None
 
 
 def failed(error: AgentError, as_json: bool, **empty: Any) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.cli.options import damage, failed, print_json
+from orchestrator.cli.options import ask, damage, failed, print_json
 
 UNFINISHED = "unfinished"
 
@@ -68,7 +67,7 @@ def _of_hosts(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> 
     from orchestrator.recovering import journals
 
     try:
-        rows = asyncio.run(journals(hosts, ssh_config))
+        rows = ask(journals(hosts, ssh_config), "list")
     except AgentError as error:
         return failed(error, as_json, migrations=[], damaged=[])
     if as_json:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
 import click
 
-from orchestrator.cli.options import damage, failed, print_json
+from orchestrator.cli.options import ask, damage, failed, print_json
 
 
 @click.command(name="recover")
@@ -32,8 +31,9 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
     process over keeps its copy frozen until it knows.
 
     Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 2 usage (a
-    HOST that is none, too), 3 nothing could be reached or is known, or a record cannot be read
-    (what the others name is recovered), 4 still in doubt, or a host is left to be told.
+    HOST that is none, too), 3 nothing could be reached or is known, it was interrupted, or a record
+    cannot be read (what the others name is recovered), 4 still in doubt, or a host is left to be
+    told.
 
     With --json: {"migrations": [{"id", "outcome": "migrated" | "rolled-back" | "in-doubt" | "over",
     "lost": bool, "unfinished": [role], "source": {"host", "found", "state", "living": [pid],
@@ -45,7 +45,7 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
 
     worker = Recoverer(ssh_config, lost=lost)
     try:
-        found = asyncio.run(worker.recover(what))
+        found = ask(worker.recover(what), "recover")
     except AgentError as error:
         rows = damage(worker.damaged)["damaged"]
         if not as_json:

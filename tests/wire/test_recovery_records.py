@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import recovering
 from orchestrator.__main__ import run
 from orchestrator.migration.driver import Driver, Request
 from orchestrator.records import Records, directory, is_open
@@ -102,6 +104,25 @@ def test_a_host_that_does_not_say_what_it_has(
     assert run([verb, "src", "--json"]) == 3
     told = json.loads(capsys.readouterr().out)
     assert told["migrations"] == [] and told["error"]["code"] == code
+
+
+@pytest.mark.parametrize("verb", ["list", "recover", "doctor"])
+def test_a_signal_says_nothing_of_where_a_process_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    async def interrupted(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(recovering, "open_agent", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run([verb, "src", "--json"]) == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"]["code"] == "interrupted" and verb in told["error"]["message"]
+    assert "outcome" not in told
 
 
 # --- within a migration
