@@ -36,7 +36,7 @@ _WRITING = 3600.0  # seconds after which nobody writes it any more
 
 
 class Begun(TypedDict):
-    """What is known when a migration begins. A new field needs a value in `_LACKED`, too."""
+    """What is known when a migration begins."""
 
     id: str
     source: str
@@ -52,10 +52,6 @@ class Record(Begun):
     """One file."""
 
     result: Json | None  # of `orchestrator.migration.result`; None: it never came to its end here
-
-
-# Fields that records of earlier versions lack, and what that means.
-_LACKED: Json = {"source_id": "", "destination_id": ""}
 
 
 class RecordDamaged(AgentError):
@@ -242,10 +238,9 @@ def _record(data: bytes, migration: str) -> Record:
     value = json.loads(data.decode())
     if not isinstance(value, dict):
         raise ProtocolError(detail=f"{shown(value)} is not a record")
-    found = {**_LACKED, **value}
-    result = found.get("result", "")
+    result = value.get("result", "")
     known = get_type_hints(Begun)
-    begun = {name: one for name, one in found.items() if name in known}
+    begun = {name: one for name, one in value.items() if name in known}
     record: Any = {
         **validate(begun, Begun, "the record"),
         "result": None if result is None else checked(result, "its result"),

@@ -113,13 +113,6 @@ def test_what_a_later_version_adds_is_passed_over(records: Records, directory: P
     assert "more" not in found and "more" not in found["result"]
 
 
-def test_what_an_earlier_version_lacks_has_a_meaning(records: Records, directory: Path) -> None:
-    earlier = {name: one for name, one in whole().items() if not name.endswith("_id")}
-    (directory / f"{ID}.json").write_text(json.dumps(earlier))
-    found = records.get(ID)
-    assert found is not None and found["source_id"] == found["destination_id"] == ""
-
-
 def test_one_of_them_as_json(records: Records, says: Says) -> None:
     status, told = answer(says, "show", OTHER)
     assert (status, told["error"]) == (0, None)
