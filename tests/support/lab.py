@@ -281,7 +281,7 @@ class Lab:
             self.run(host, "pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent' || true")
             self.run(host, f"rm -rf /run/streamferry {JOURNALS} /run/lab-*")
             for table in self.run(host, "nft list tables").splitlines():
-                if "streamferry" in table:
+                if "streamferry" in table or "chaos_cut" in table:
                     self.run(host, f"nft delete {table}")
             for address in self.addresses(host):
                 if address.startswith("10.77.0.1") and len(address) == 11 or address in (SERVICE6,):
