@@ -148,7 +148,8 @@ class Recoverer:
         self._ssh_config = ssh_config
         self._lost = lost
         self._records = records or Records()
-        self._agents: dict[str, AgentClient | AgentError] = {}
+        self._agents: dict[tuple[str, str | None], AgentClient | AgentError] = {}
+        self._configs: dict[str, str | None] = {}  # by migration: what it was begun with
         self.damaged: list[RecordDamaged] = []  # records that may name more than was recovered
         self.unwritten: list[str] = []  # what could not be written down, in words
 
@@ -170,7 +171,8 @@ class Recoverer:
 
         `told` is called with the report, before the hosts forget the migration.
         """
-        source, destination = await self.reach(named.source, named.destination)
+        config = self._configs.get(named.id)
+        source, destination = await self.reach(named.source, named.destination, config=config)
         ended = await recover(
             named, source, destination, lambda ended: told(Report(named, ended)), self._lost
         )
@@ -184,13 +186,12 @@ class Recoverer:
     async def _meant(self, what: str | None) -> list[Named]:
         if what is None:
             records, self.damaged = self._records.look()
-            return [_named(one) for one in records if is_open(one)]
+            return [self._recorded(one) for one in records if is_open(one)]
         if ID_PATTERN.fullmatch(what):
             record = self._records.get(what)
             if record is None:
                 raise UnknownMigration(id=what)
-            self._ssh_config = self._ssh_config or record["ssh_config"]
-            return [_named(record)]
+            return [self._recorded(record)]
         (agent,) = await self.reach(what)
         if isinstance(agent, AgentError):
             raise agent
@@ -204,21 +205,29 @@ class Recoverer:
             )
         return list(found.values())
 
-    async def reach(self, *hosts: str) -> list[AgentClient | AgentError]:
-        """Agents at these hosts, or why there is none."""
-        return list(await asyncio.gather(*map(self._open, hosts)))
+    def _recorded(self, record: Record) -> Named:
+        self._configs[record["id"]] = record["ssh_config"]
+        return Named(
+            record["id"], record["source"], record["destination"], record["pid"],
+            record["source_id"], record["destination_id"],
+        )  # fmt: skip
 
-    async def _open(self, host: str) -> AgentClient | AgentError:
-        if host not in self._agents:
+    async def reach(self, *hosts: str, config: str | None = None) -> list[AgentClient | AgentError]:
+        """Agents at these hosts, or why there is none; `config`: where none was asked for."""
+        return list(await asyncio.gather(*(self._open(host, config) for host in hosts)))
+
+    async def _open(self, host: str, config: str | None) -> AgentClient | AgentError:
+        config = self._ssh_config or config
+        if (host, config) not in self._agents:
             try:
                 target = parse_target(host)
-                channel = await open_agent(target, config_files(self._ssh_config), lambda _: None)
+                channel = await open_agent(target, config_files(config), lambda _: None)
                 client = AgentClient(channel)
                 await client.start()
-                self._agents[host] = client
+                self._agents[host, config] = client
             except AgentError as error:
-                self._agents[host] = error
-        return self._agents[host]
+                self._agents[host, config] = error
+        return self._agents[host, config]
 
     def _remember(self, report: Report) -> bool:
         """Whether the hosts may forget it."""
@@ -235,13 +244,6 @@ class Recoverer:
             self.unwritten.append(f"{report.named.id} stays in `migrate list` as it was: {error}")
             return False
         return True
-
-
-def _named(record: Record) -> Named:
-    return Named(
-        record["id"], record["source"], record["destination"], record["pid"],
-        record["source_id"], record["destination_id"],
-    )  # fmt: skip
 
 
 async def journals(hosts: tuple[str, ...], ssh_config: str | None) -> list[dict[str, Any]]:

@@ -313,6 +313,25 @@ async def test_all_that_was_begun_here_and_never_ended(hosts: Pair) -> None:
     assert await Recoverer(None, hosts.records).recover(None) == []
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(None, ["/a", "/b"]), ("/c", ["/c", "/c"])])
+async def test_each_is_reached_as_it_was_begun(
+    hosts: Pair, monkeypatch: pytest.MonkeyPatch, asked: str | None, taken: list[str]
+) -> None:
+    """By another SSH configuration the same name may be another machine."""
+    used: list[str] = []
+
+    async def refuse(target: Any, config: list[str], said: Any) -> Any:
+        if str(target) == "src":
+            used.append(config[-1])
+        raise AWAY
+
+    monkeypatch.setattr(recovering, "open_agent", refuse)
+    for number, config in enumerate(("/a", "/b")):
+        hosts.records.begin(Named(f"20261124-11000{number}-000000", "src", "dst", 1), config)
+    await Recoverer(asked, hosts.records).recover(None)
+    assert used == taken[: 1 if asked else 2]
+
+
 async def test_an_id_that_was_not_begun_here(hosts: Pair) -> None:
     with pytest.raises(UnknownMigration):
         await Recoverer(None, hosts.records).recover(ID)
