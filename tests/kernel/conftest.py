@@ -13,6 +13,8 @@ from tests.support.agents import Agent
 from tests.support.doctor import Doctor
 from tests.support.netns import Host, Namespace, network
 from tests.support.processes import Start, processes
+from tests.support.service import PLACES, Serve, scripted_lab, services
+from tests.support.sites import Lab
 from tests.support.tcp import KINDS
 
 
@@ -83,3 +85,22 @@ def doctor(
 def start() -> Iterator[Start]:
     with processes() as start:
         yield start
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Lab]:
+    """Where a service has a peer that is a script."""
+    with scripted_lab() as lab:
+        yield lab
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    """Where a service moves to."""
+    return str(request.param)
+
+
+@pytest.fixture
+def serve(wire: Lab, family: int, place: str) -> Iterator[Serve]:
+    with services(wire, family, place) as serve:
+        yield serve

@@ -7,7 +7,6 @@ follows is by what the peer answers: what was sent and lost comes again, what ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,16 +17,13 @@ from tests.support.netns import wait_until
 from tests.support.scripted import MSS, Heard, probe
 from tests.support.service import (
     PLACES,
+    Serve,
     Service,
-    Start,
     largest,
     pieces,
     receive,
-    scripted_lab,
-    services,
     stream_of,
 )
-from tests.support.sites import Lab
 from tests.support.tun import ACK
 
 PEERS: dict[str, dict[str, int]] = {
@@ -38,27 +34,10 @@ PEERS: dict[str, dict[str, int]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with scripted_lab() as lab:
-        yield lab
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def start(lab: Lab, family: int, place: str) -> Iterator[Start]:
-    with services(lab, family, place) as start:
-        yield start
-
-
 @pytest.mark.parametrize("kind", PEERS)
-def test_nothing_was_to_do(start: Start, kind: str) -> None:
+def test_nothing_was_to_do(serve: Serve, kind: str) -> None:
     """One probe, and not another word: not to the answer either."""
-    service = start(**PEERS[kind])
+    service = serve(**PEERS[kind])
     service.move()
     assert service.release() == [probe(0, 0)]
     service.peer.say()
@@ -67,8 +46,8 @@ def test_nothing_was_to_do(start: Start, kind: str) -> None:
     assert service.peer.heard() == [Heard(ACK, 0, b"from here on", 0, 0)]
 
 
-def test_data_waits_to_be_read(start: Start) -> None:
-    service = start()
+def test_data_waits_to_be_read(serve: Serve) -> None:
+    service = serve()
     service.peer.say(b"request")
     before = service.peer.heard()
     edge = service.peer.right_edge
@@ -81,17 +60,17 @@ def test_data_waits_to_be_read(start: Start) -> None:
 
 
 @pytest.mark.parametrize("kind", ["all options", "no SACK"])
-def test_sent_and_lost(start: Start, kind: str) -> None:
+def test_sent_and_lost(serve: Serve, kind: str) -> None:
     """It comes again, from its first byte to its last; nothing else does."""
-    lose(start(**PEERS[kind]))
+    lose(serve(**PEERS[kind]))
 
 
 @pytest.mark.parametrize("kind", ["no timestamps", "no options"])
 @pytest.mark.parametrize("place", ["fresh socket"], indirect=True)
 @pytest.mark.parametrize("family", [4], indirect=True)
-def test_sent_and_lost_without_a_clock(start: Start, kind: str) -> None:
+def test_sent_and_lost_without_a_clock(serve: Serve, kind: str) -> None:
     """The same, seconds later: the round-trip time could not be given back."""
-    lose(start(**PEERS[kind]))
+    lose(serve(**PEERS[kind]))
 
 
 def lose(service: Service) -> None:
@@ -105,9 +84,9 @@ def lose(service: Service) -> None:
 
 
 @pytest.mark.parametrize("kind", PEERS)
-def test_sent_and_arrived(start: Start, kind: str) -> None:
+def test_sent_and_arrived(serve: Serve, kind: str) -> None:
     """Only the acknowledgements were lost: the probe brings one, and nothing is sent again."""
-    service = start(**PEERS[kind])
+    service = serve(**PEERS[kind])
     data = os.urandom(3 * MSS)
     service.sock.send(data)
     assert stream_of(service.peer.heard(), 0) == data
@@ -122,10 +101,10 @@ def test_sent_and_arrived(start: Start, kind: str) -> None:
 
 @pytest.mark.parametrize("place", PLACES[:3], indirect=True)
 @pytest.mark.parametrize("rtt", [0, 1, 999, 1000, 150_000])
-def test_the_timers_go_by_the_round_trip_time_of_before(start: Start, rtt: int) -> None:
+def test_the_timers_go_by_the_round_trip_time_of_before(serve: Serve, rtt: int) -> None:
     """Else the kernel waits three seconds for what was lost (TCP_TIMEOUT_FALLBACK). Twice, as a
     connection may move again before it has heard anything."""
-    service = start()
+    service = serve()
     service.sock.send(b"lost")
     assert service.peer.heard() == pieces(b"lost", 0, 0, 4)
     for _ in range(2):
@@ -142,9 +121,9 @@ def test_the_timers_go_by_the_round_trip_time_of_before(start: Start, rtt: int) 
     assert service.queued() == 0 and service.peer.heard() == []
 
 
-def test_sent_and_arrived_in_part(start: Start) -> None:
+def test_sent_and_arrived_in_part(serve: Serve) -> None:
     """What the peer has is not sent again."""
-    service = start()
+    service = serve()
     size = largest(service.peer)
     data = os.urandom(3 * size)
     service.sock.send(data)
@@ -156,9 +135,9 @@ def test_sent_and_arrived_in_part(start: Start) -> None:
 
 
 @pytest.mark.parametrize("kind", PEERS)
-def test_unsent(start: Start, kind: str) -> None:
+def test_unsent(serve: Serve, kind: str) -> None:
     """The peer's window was shut. With the answer that opens it all goes out, as new data."""
-    service = start(**PEERS[kind], window=2048)
+    service = serve(**PEERS[kind], window=2048)
     data = os.urandom(8000)
     service.sock.send(data)
     first = stream_of(service.peer.heard(), 0)
@@ -177,9 +156,9 @@ def test_unsent(start: Start, kind: str) -> None:
 
 
 @pytest.mark.parametrize("arrived", [True, False], ids=["arrived", "lost"])
-def test_sent_and_unsent(start: Start, arrived: bool) -> None:
+def test_sent_and_unsent(serve: Serve, arrived: bool) -> None:
     """The boundary: the unsent part comes at once, the sent part if it was lost only."""
-    service = start(window=3072)
+    service = serve(window=3072)
     data = os.urandom(8000)
     service.sock.send(data)
     sent = stream_of(service.peer.heard(), 0)
@@ -200,18 +179,18 @@ def test_sent_and_unsent(start: Start, arrived: bool) -> None:
         receive(service, data, 0, service.peer.heard(), {*range(len(sent), len(data))})
 
 
-def test_the_probe_was_lost(start: Start) -> None:
+def test_the_probe_was_lost(serve: Serve) -> None:
     """Asking again is one more of the same."""
-    service = start()
+    service = serve()
     stream = service.move()
     assert service.release() == [probe(0, 0)]
     probe_again(service.sock, stream)
     assert service.peer.heard() == [probe(0, 0)]
 
 
-def test_out_of_order_data(start: Start) -> None:
+def test_out_of_order_data(serve: Serve) -> None:
     """What came behind a hole is left behind, and asked for: the peer still has it."""
-    service = start()
+    service = serve()
     service.peer.say(b"5678", seq=4)
     service.peer.heard()  # a SACK
     service.move()

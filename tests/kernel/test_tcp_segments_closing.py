@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from agent import tcp as engine
 from agent.kernel import uapi
 from tests.support.scripted import MSS, SERVICE_PORT, Heard, Scripted, probe
-from tests.support.service import PLACES, Service, Start, receive, scripted_lab, services, stream_of
+from tests.support.service import Serve, Service, receive, stream_of
 from tests.support.sites import SERVICE, Lab
 from tests.support.tcp import AF
 from tests.support.tun import ACK, FIN, SYN, Packet
@@ -33,23 +32,6 @@ FIN_RECEIVED = ("CLOSE_WAIT", "CLOSING", "LAST_ACK")
 REQUEST = b"request"  # not read by the service
 SIZES = {"no data": 0, "data": 3 * MSS}
 NOTHING_SENT = ("CLOSE_WAIT", "no data")
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with scripted_lab() as lab:
-        yield lab
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def start(lab: Lab, family: int, place: str) -> Iterator[Start]:
-    with services(lab, family, place) as start:
-        yield start
 
 
 def fin(at: int, ack: int) -> Heard:
@@ -129,9 +111,9 @@ def end(service: Service, name: str, size: int) -> None:
 
 @pytest.mark.parametrize("amount", SIZES)
 @pytest.mark.parametrize("name", STATES)
-def test_arrived(start: Start, name: str, amount: str) -> None:
+def test_arrived(serve: Serve, name: str, amount: str) -> None:
     """The peer had all, and its acknowledgements were lost: no data is sent again."""
-    service = start()
+    service = serve()
     data = os.urandom(SIZES[amount])
     received = bring(service, name, data)
     service.move()
@@ -148,9 +130,9 @@ def test_arrived(start: Start, name: str, amount: str) -> None:
     ("name", "amount"),
     [(name, amount) for name in STATES for amount in SIZES if (name, amount) != NOTHING_SENT],
 )
-def test_lost(start: Start, name: str, amount: str) -> None:
+def test_lost(serve: Serve, name: str, amount: str) -> None:
     """What was sent has not arrived: each byte and the FIN come again, once."""
-    service = start()
+    service = serve()
     data = os.urandom(SIZES[amount])
     received = bring(service, name, data)
     service.move()
@@ -164,9 +146,9 @@ def test_lost(start: Start, name: str, amount: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["FIN_WAIT1", "LAST_ACK"])
-def test_a_fin_behind_unsent_data(start: Start, name: str) -> None:
+def test_a_fin_behind_unsent_data(serve: Serve, name: str) -> None:
     """The peer's window was shut, and the FIN never sent: it goes out once, behind the data."""
-    service = start(window=2048)
+    service = serve(window=2048)
     peer, data = service.peer, os.urandom(8000)
     received = 0
     if name == "LAST_ACK":
@@ -197,9 +179,9 @@ def test_a_fin_behind_unsent_data(start: Start, name: str) -> None:
 
 
 @pytest.mark.parametrize("amount", SIZES)
-def test_fin_wait2(start: Start, amount: str) -> None:
+def test_fin_wait2(serve: Serve, amount: str) -> None:
     """Nothing is owed to the peer, and nothing is said; what it still sends is taken."""
-    service = start()
+    service = serve()
     peer, data = service.peer, os.urandom(SIZES[amount])
     bring(service, "FIN_WAIT1", data)
     total = len(data) + 1
@@ -216,9 +198,9 @@ def test_fin_wait2(start: Start, amount: str) -> None:
     assert service.state == uapi.TCP_CLOSE  # or TIME_WAIT, which has no socket
 
 
-def opening(lab: Lab, family: int, place: str) -> tuple[Service, Packet]:
+def opening(wire: Lab, family: int, place: str) -> tuple[Service, Packet]:
     """A connection that the service opens, and its first SYN."""
-    site = lab.sites[0]
+    site = wire.sites[0]
     peer = Scripted(site, family)
     sock = site.host.socket(AF[family], socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -226,14 +208,14 @@ def opening(lab: Lab, family: int, place: str) -> tuple[Service, Packet]:
     sock.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         sock.connect((peer.connection.remote, peer.port))
-    return Service(lab, place, peer, sock), peer.await_syn()
+    return Service(wire, place, peer, sock), peer.await_syn()
 
 
-def test_syn_sent(lab: Lab, family: int, place: str) -> None:
+def test_syn_sent(wire: Lab, family: int, place: str) -> None:
     """The SYN comes again by its timer, the same but for its clock, and its answer opens the
     connection with one acknowledgement."""
-    lab.sites[0].take_address(family)
-    service, syn = opening(lab, family, place)
+    wire.sites[0].take_address(family)
+    service, syn = opening(wire, family, place)
     peer = service.peer
     try:
         service.move()
@@ -248,10 +230,10 @@ def test_syn_sent(lab: Lab, family: int, place: str) -> None:
         assert peer.heard() == [Heard(ACK, 0, b"hello", 0, 0)]
     finally:
         engine.abandon(service.sock)
-        for site in lab.sites:
+        for site in wire.sites:
             site.unlock()
             site.drop_address(family)
-        for host in lab.hosts:
+        for host in wire.hosts:
             host.sent()
 
 

@@ -118,22 +118,22 @@ class Service:
         return found
 
 
-Start = Callable[..., Service]
+Serve = Callable[..., Service]
 
 
 @contextlib.contextmanager
-def services(lab: Lab, family: int, place: str) -> Iterator[Start]:
+def services(lab: Lab, family: int, place: str) -> Iterator[Serve]:
     """What starts a service at the first site, with a peer as the arguments say (`Scripted`)."""
     made: list[Service] = []
     lab.sites[0].take_address(family)
 
-    def start(**peer: int) -> Service:
+    def serve(**peer: int) -> Service:
         one = Scripted(lab.sites[0], family, **peer)
         made.append(Service(lab, place, one, one.connect()))
         return made[-1]
 
     try:
-        yield start
+        yield serve
     finally:
         for one in made:
             engine.abandon(one.sock)
