@@ -5,7 +5,7 @@ A record is a header and a msgpack map:
     magic "SF" | version u8 | 0 u8 | sequence u32 | length u32 | digest 16 bytes | body
 
 The digest is SHA-256, cut to 128 bits, over the first twelve bytes and the body. A gap in the
-sequence, a wrong digest, a length over the limit or a newer version each raise their own error
+sequence, a wrong digest, a length over the limit or another version each raise their own error
 before anything is done with the body. docs/image-format.md lists the kinds of record.
 """
 
@@ -20,7 +20,7 @@ import msgpack
 
 from agent.errors import AgentError
 
-IMAGE_VERSION = 1
+IMAGE_VERSION = 2  # of the records and what they carry, which has the fields of a Stream
 MAX_BODY = 8 << 20
 CHUNK = 1 << 20  # of file data in one record
 
@@ -50,9 +50,9 @@ class ImageTooLarge(AgentError):
     hint_template = "The sender is not a Streamferry agent of this version, or is broken."
 
 
-class ImageTooNew(AgentError):
-    code = "image-too-new"
-    template = "the image has version {theirs}; this side reads up to version {ours}"
+class ImageVersionDiffers(AgentError):
+    code = "image-version"
+    template = "the image has version {theirs}; this side reads version {ours}"
     hint_template = "Install the same version of Streamferry for both hosts."
 
 
@@ -92,8 +92,8 @@ class RecordDecoder:
         magic, version, _, sequence, length = _HEADER.unpack_from(self._buffer)
         if magic != _MAGIC:
             raise ImageError(detail=f"a record begins with {bytes(self._buffer[:8])!r}")
-        if version > IMAGE_VERSION:
-            raise ImageTooNew(theirs=version, ours=IMAGE_VERSION)
+        if version != IMAGE_VERSION:
+            raise ImageVersionDiffers(theirs=version, ours=IMAGE_VERSION)
         if length > MAX_BODY:
             raise ImageTooLarge(length=length, limit=MAX_BODY)
         if sequence != self._sequence:

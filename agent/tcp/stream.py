@@ -23,7 +23,7 @@ ALONE = frozenset({uapi.TCP_LISTEN, uapi.TCP_CLOSE})  # states without another e
 MOVABLE = frozenset({*FINS, uapi.TCP_SYN_SENT, uapi.TCP_CLOSE})
 MAX_QUEUE = 1 << 30  # bytes; more than the kernel lets a socket hold
 MAGIC = b"TCPS"
-VERSION = 2
+VERSION = 2  # with other fields it is another one, and so is IMAGE_VERSION
 _MAX_NAME = 64  # bytes of an address as text
 
 Address = tuple[str, int]

@@ -47,7 +47,7 @@ def test_an_error_at_any_step(lab: Lab, redis: int, point: str) -> None:
         ("truncate", "image-truncated"),
         ("corrupt", "image"),
         ("oversize", "image-too-large"),
-        ("newer", "image-too-new"),
+        ("newer", "image-version"),
     ],
 )
 def test_a_spoilt_image(lab: Lab, redis: int, action: str, code: str) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import ProtocolError
+from agent.image.records import IMAGE_VERSION
 from agent.kernel import uapi
 from agent.tcp import options
 from agent.tcp.fins import FINS
@@ -233,6 +234,18 @@ def test_bytes_round_trip(stream: Stream) -> None:
     assert received == stream
     for other in (bytearray(data), memoryview(data)):
         assert Stream.from_bytes(other).name == stream.name
+
+
+def test_other_fields_are_another_version() -> None:
+    """Both versions tell apart what cannot read each other; who changes the fields raises them."""
+    fields = (
+        "inode family state local remote scope send_seq receive_seq send_queue receive_queue "
+        "unsent mss negotiated send_scale receive_scale timestamp rtt window send_buffer "
+        "receive_buffer buffer_locks backlog nonblocking window_clamp urgent read_shut error "
+        "options"
+    )
+    assert " ".join(Stream.__dataclass_fields__) == fields
+    assert (VERSION, IMAGE_VERSION) == (2, 2)
 
 
 def test_other_bytes() -> None:
