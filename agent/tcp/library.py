@@ -69,7 +69,7 @@ def restore(stream: Stream, sock: socket.socket | None = None) -> socket.socket:
         sock = restoring.restore(stream)
     else:
         with _plain(sock) as plain:
-            restoring.restore(stream, plain)
+            restoring.restore(stream, plain, ready=False)
             os.set_blocking(sock.fileno(), not stream.nonblocking)
     _dumped.pop(sock, None)
     _restored[sock] = stream

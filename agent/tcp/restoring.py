@@ -34,24 +34,47 @@ _MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
 
 
 def new_socket(family: int) -> socket.socket:
-    """A socket to restore onto; it may be made, and handed on, before the stream is known."""
-    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    """A socket to restore onto; it may be made, and handed on, before the stream is known.
+
+    Raises `OSError`.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        _make_ready(sock)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _make_ready(sock: socket.socket) -> None:
+    # Before repair mode: inside it, bind beside a listener fails with EADDRINUSE.
+    sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 1)
+    # The address is not ours yet; this also lets IPv4 route from it (FLOWI_FLAG_ANYSRC).
+    sock.setsockopt(socket.IPPROTO_IP, uapi.IP_TRANSPARENT, 1)  # IPV6_TRANSPARENT is the same
 
 
 def restore(
-    stream: Stream, sock: socket.socket | None = None, *, boundary: bool = True
+    stream: Stream,
+    sock: socket.socket | None = None,
+    *,
+    boundary: bool = True,
+    ready: bool = True,
 ) -> socket.socket:
-    """Restore `stream` onto `sock` (a fresh one by default), leaving it in repair mode.
+    """Restore `stream` onto `sock` (by default of `new_socket`), leaving it in repair mode.
 
     The connection must be locked (see `agent.netlock`). With `boundary` false the unsent part is
-    restored as if it had been sent: for measuring only. Raises `StreamError`, also where the
-    kernel's view of the socket differs from `stream` in the end; then `sock` is for the caller to
-    `abandon`.
+    restored as if it had been sent: for measuring only. With `ready` false `sock` is one that
+    `new_socket` has not made. Raises `StreamError`, also where the kernel's view of the socket
+    differs from `stream` in the end; then `sock` is for the caller to `abandon`.
     """
     made = None
     try:
         if sock is None:
             sock = made = new_socket(stream.family)
+        elif not ready:
+            _make_ready(sock)
+        options.restore(sock, stream.options)
         if stream.state == uapi.TCP_LISTEN:
             _restore_listener(stream, sock)
         elif stream.state == uapi.TCP_SYN_SENT:
@@ -75,19 +98,7 @@ def _socket_address(stream: Stream, host: str, port: int) -> tuple[str | int, ..
     return (host, port)
 
 
-def _prepare_bind(stream: Stream, sock: socket.socket) -> None:
-    set_option = sock.setsockopt
-    # Before repair mode: inside it, bind beside a listener fails with EADDRINUSE.
-    set_option(_SOL, uapi.SO_REUSEADDR, 1)
-    # The address is not ours yet; this also lets IPv4 route from it (FLOWI_FLAG_ANYSRC).
-    set_option(socket.IPPROTO_IP, uapi.IP_TRANSPARENT, 1)
-    if stream.family == socket.AF_INET6:
-        set_option(socket.IPPROTO_IPV6, uapi.IPV6_TRANSPARENT, 1)
-    options.restore(sock, stream.options)
-
-
 def _restore_listener(stream: Stream, sock: socket.socket) -> None:
-    _prepare_bind(stream, sock)
     _restore_buffers(stream, sock)
     if stream.mss:
         sock.setsockopt(_TCP, uapi.TCP_MAXSEG, stream.mss)
@@ -100,7 +111,6 @@ def _restore_listener(stream: Stream, sock: socket.socket) -> None:
 
 
 def _restore_opening(stream: Stream, sock: socket.socket) -> None:
-    _prepare_bind(stream, sock)
     sock.setsockopt(_SOL, uapi.SO_RCVBUFFORCE, _MAX_FORCE)
     local, remote = (_socket_address(stream, *end) for end in (stream.local, stream.remote))
     opening.restore(sock, stream, local, remote)
@@ -111,7 +121,6 @@ def _restore_opening(stream: Stream, sock: socket.socket) -> None:
 
 def _restore_closed(stream: Stream, sock: socket.socket) -> None:
     """Connected to the loopback address for as long as it takes, until `settle` ends it."""
-    _prepare_bind(stream, sock)
     room = 4 * len(stream.receive_queue) + _HEADROOM
     sock.setsockopt(_SOL, uapi.SO_RCVBUFFORCE, min(room, _MAX_FORCE))
     sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
@@ -141,8 +150,6 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     unsent = b""
     if boundary and stream.unsent:
         sent, unsent = sent[: -stream.unsent], sent[-stream.unsent :]
-
-    _prepare_bind(stream, sock)
     early = rtt.early(stream)
     received = stream.receive_queue
     if stream.urgent:
@@ -156,12 +163,11 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         )
 
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
-    for queue, seq in (
-        (uapi.TCP_SEND_QUEUE, (stream.send_seq - acked_fin(stream.state) - early) & _MASK),
-        (uapi.TCP_RECV_QUEUE, stream.receive_seq),
-    ):
-        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, queue)
-        set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(seq))
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
+    set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(stream.receive_seq))
+    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
+    first = (stream.send_seq - acked_fin(stream.state) - early) & _MASK
+    set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(first))
     opening.bind(sock, _socket_address(stream, *stream.local))
     # The size of our segments is found in connect() and nowhere later; without a hint from the
     # peer's MSS option it is the least that every host takes (tcp_connect_init()).
@@ -177,12 +183,13 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
     if negotiated & uapi.TCPI_OPT_TIMESTAMPS:
         set_option(_TCP, uapi.TCP_TIMESTAMP, _signed(stream.clock))
 
-    if received:  # the queue selected last
+    if received:
+        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
         write(sock, received)
+        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     windows = uapi.REPAIR_WINDOW.pack(*window(stream, len(received)))
     set_option(_TCP, uapi.TCP_REPAIR_WINDOW, windows)
     if sent:
-        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
         if early:
             write(sock, b"\0")  # a segment of its own
         write(sock, sent)
@@ -192,6 +199,7 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
         set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
         write(sock, unsent)
         set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+        set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
         set_option(_TCP, uapi.TCP_NOTSENT_LOWAT, low_water)
         # What the lock swallowed has moved the window we believe we advertised.
         set_option(_TCP, uapi.TCP_REPAIR_WINDOW, windows)

@@ -21,10 +21,11 @@ _CLOCK = 600_000_000  # a restore takes less: ten minutes in the finer unit, mic
 def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, unsent: int) -> None:
     """Check a connection in repair mode: state, sequence numbers, queues, options, windows, clock.
 
-    `received` bytes are in its receive queue, the last `unsent` of its send queue were not sent.
-    Raises `StreamError` with the first difference.
+    The send queue is selected; the receive queue is in the end. `received` bytes are in that one,
+    the last `unsent` of the send queue were not sent. Raises `StreamError` with the first
+    difference.
     """
-    get, set_option, fd = sock.getsockopt, sock.setsockopt, sock.fileno()
+    get, fd = sock.getsockopt, sock.fileno()
     state, negotiated, scales = _INFO.unpack_from(get(_TCP, uapi.TCP_INFO, _INFO.size))
     wanted = stream.send_scale | stream.receive_scale << 4
     if not stream.negotiated & uapi.TCPI_OPT_WSCALE:
@@ -34,14 +35,13 @@ def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, u
     ):  # fmt: skip
         raise _differs(stream, "options", (state, negotiated, scales), (stream.negotiated, wanted))
     queued = len(stream.send_queue)
-    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     length = ioctl_int(fd, uapi.SIOCOUTQ)
     not_sent = ioctl_int(fd, uapi.SIOCOUTQNSD) if length else 0
     sent = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, length, not_sent)
     end = (stream.send_seq - acked_fin(stream.state) + queued) & _MASK
     if sent != (end, queued + early(stream), unsent):
         raise _differs(stream, "send queue", sent, (end, queued + early(stream), unsent))
-    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     end = (stream.receive_seq + received) & _MASK
     found = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, ioctl_int(fd, uapi.SIOCINQ))
     if found != (end, received):
