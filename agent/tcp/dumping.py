@@ -24,9 +24,9 @@ _SOL = socket.SOL_SOCKET
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 # tcpi_state, tcpi_options, the byte of both window scales; tcpi_unacked and tcpi_sacked,
-# which for a listening socket are the accept queue's length and limit; tcpi_rtt
-_INFO = struct.Struct("=B4xBB17xII36xI")
-_INFO_SIZE = 120  # to tcpi_max_pacing_rate, which `options` looks at
+# which for a listening socket are the accept queue's length and limit; tcpi_rtt; and
+# tcpi_notsent_bytes (4.6, commit cd9b266095f3)
+_INFO = struct.Struct("=B4xBB17xII36xI72xI")
 
 _EVENTS = select.POLLIN | select.POLLPRI | select.POLLRDHUP
 # Bytes of a segment: as a rule, and with BIG TCP (GSO_MAX_SIZE, include/linux/netdevice.h)
@@ -40,9 +40,9 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     When it fails, the socket is as before. Raises `StreamError` where it cannot be moved as it is,
     `OSError` from the kernel.
     """
-    info = sock.getsockopt(_TCP, uapi.TCP_INFO, _INFO_SIZE)
+    info = sock.getsockopt(_TCP, uapi.TCP_INFO, _INFO.size)
     memory = sock.getsockopt(_SOL, uapi.SO_MEMINFO, uapi.MEMINFO.size)
-    state, negotiated, scales, accepting, accept_limit, rtt = _INFO.unpack_from(info)
+    state, negotiated, scales, in_flight, accept_limit, rtt, not_sent = _INFO.unpack(info)
     sizes = uapi.MEMINFO.unpack(memory)
     local = sock.getsockname()
     family = socket.AF_INET if len(local) == 2 else socket.AF_INET6  # sock.family is slow
@@ -61,9 +61,9 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     if family == socket.AF_INET6:
         stream.scope = local[3]
     if state == uapi.TCP_LISTEN:
-        if accepting:
+        if in_flight:
             raise StreamError(
-                stream=stream.name, detail=f"{accepting} connections wait to be accepted"
+                stream=stream.name, detail=f"{in_flight} connections wait to be accepted"
             )
         stream.backlog = accept_limit
         stream.mss = opening.wanted_mss(sock)
@@ -89,7 +89,7 @@ def dump(sock: socket.socket, inode: int = 0) -> Stream:
     stream.rtt = rtt
     stream.read_shut = int(bool(events & select.POLLRDHUP) and not received_fin(state))
     try:
-        _dump_repair(sock, stream, events, info)
+        _dump_repair(sock, stream, events, info, queued=bool(in_flight or not_sent))
     except BaseException:
         with contextlib.suppress(OSError):  # the first error says more
             sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
@@ -105,7 +105,7 @@ def was_connected(sock: socket.socket) -> bool:
 
 def _poll(sock: socket.socket) -> int:
     poll = select.poll()
-    poll.register(sock, _EVENTS)
+    poll.register(sock.fileno(), _EVENTS)
     found = poll.poll(0)
     return found[0][1] if found else 0
 
@@ -119,7 +119,10 @@ def _dump_closed(sock: socket.socket, stream: Stream, events: int) -> None:
     stream.receive_queue = _peek(sock, ioctl_int(sock.fileno(), uapi.SIOCINQ), stream, "receive")
 
 
-def _dump_repair(sock: socket.socket, stream: Stream, events: int, info: bytes) -> None:
+def _dump_repair(
+    sock: socket.socket, stream: Stream, events: int, info: bytes, *, queued: bool
+) -> None:
+    """`queued`: whether there is a segment in flight, or unsent, and so anything to send."""
     get, set_option, fd = sock.getsockopt, sock.setsockopt, sock.fileno()
     set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     stream.window_clamp = get(_TCP, uapi.TCP_WINDOW_CLAMP)
@@ -133,7 +136,7 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int, info: bytes) 
         stream.timestamp = pacing.last_timestamp(clock, info, stream.options)
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
-    length = ioctl_int(fd, uapi.SIOCOUTQ)
+    length = ioctl_int(fd, uapi.SIOCOUTQ) if queued else 0
     stream.send_seq = (get(_TCP, uapi.TCP_QUEUE_SEQ) - length) & 0xFFFFFFFF
     if length:  # else nothing is unsent, either
         fin = queued_fin(stream.state)
@@ -141,8 +144,11 @@ def _dump_repair(sock: socket.socket, stream: Stream, events: int, info: bytes) 
         stream.send_queue = _peek_sent(sock, length - fin, stream)
 
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
-    length = ioctl_int(fd, uapi.SIOCINQ)  # without the peer's FIN, unlike the sequence number
     end = get(_TCP, uapi.TCP_QUEUE_SEQ) - received_fin(stream.state)
+    # Nothing is to be heard of an empty queue, and of one that is shorter than SO_RCVLOWAT.
+    length = 0
+    if events or options.low_water(stream.options):
+        length = ioctl_int(fd, uapi.SIOCINQ)  # without the peer's FIN, unlike the sequence number
     if length or events & _URGENT_MAYBE:
         before, length = urgent.extent(sock)
         if before == length:

@@ -46,6 +46,7 @@ _NO_OWNER = bytes(uapi.F_OWNER_EX.size)
 _LINGER = struct.Struct("=ii")  # struct linger { int l_onoff, l_linger; } (linux/socket.h)
 _FILTER = (_SOL, uapi.SO_ATTACH_FILTER)
 _DEVICE = (_SOL, uapi.SO_BINDTODEVICE)
+_LOW_WATER = (_SOL, uapi.SO_RCVLOWAT)
 _REUSE = (_SOL, uapi.SO_REUSEADDR)
 _TRANSPARENT = (socket.IPPROTO_IP, uapi.IP_TRANSPARENT)
 _LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
@@ -307,6 +308,11 @@ def device(options: Sequence[Recorded]) -> bytes:
         if (level, number) == _DEVICE and isinstance(value, bytes):
             return value.rstrip(b"\0")
     return b""
+
+
+def low_water(options: Sequence[Recorded]) -> bool:
+    """Whether SO_RCVLOWAT is among them."""
+    return any((level, number) == _LOW_WATER for level, number, _ in options)
 
 
 def restore_late(sock: socket.socket, options: Sequence[Recorded]) -> None:

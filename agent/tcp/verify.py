@@ -13,7 +13,8 @@ from agent.tcp.stream import Stream, StreamError
 
 _TCP = socket.IPPROTO_TCP
 _MASK = 0xFFFFFFFF
-_INFO = struct.Struct("=B4xBB")  # tcpi_state, tcpi_options, the byte of both window scales
+# tcpi_state, tcpi_options, the byte of both window scales; tcpi_unacked, tcpi_notsent_bytes
+_INFO = struct.Struct("=B4xBB17xI116xI")
 _KEPT = uapi.TCPI_OPT_TIMESTAMPS | uapi.TCPI_OPT_SACK | uapi.TCPI_OPT_WSCALE
 _CLOCK = 600_000_000  # a restore takes less: ten minutes in the finer unit, microseconds
 
@@ -26,7 +27,8 @@ def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, u
     difference.
     """
     get, fd = sock.getsockopt, sock.fileno()
-    state, negotiated, scales = _INFO.unpack_from(get(_TCP, uapi.TCP_INFO, _INFO.size))
+    info = get(_TCP, uapi.TCP_INFO, _INFO.size)
+    state, negotiated, scales, in_flight, unsent_bytes = _INFO.unpack(info)
     wanted = stream.send_scale | stream.receive_scale << 4
     if not stream.negotiated & uapi.TCPI_OPT_WSCALE:
         wanted = 0
@@ -35,7 +37,7 @@ def verify(sock: socket.socket, stream: Stream, windows: bytes, received: int, u
     ):  # fmt: skip
         raise _differs(stream, "options", (state, negotiated, scales), (stream.negotiated, wanted))
     queued = len(stream.send_queue)
-    length = ioctl_int(fd, uapi.SIOCOUTQ)
+    length = ioctl_int(fd, uapi.SIOCOUTQ) if queued or in_flight or unsent_bytes else 0
     not_sent = ioctl_int(fd, uapi.SIOCOUTQNSD) if length else 0
     sent = (get(_TCP, uapi.TCP_QUEUE_SEQ) & _MASK, length, not_sent)
     end = (stream.send_seq - acked_fin(stream.state) + queued) & _MASK

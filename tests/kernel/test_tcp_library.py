@@ -13,7 +13,7 @@ from agent import tcp
 from agent.kernel import uapi
 from agent.tcp import Stream, library
 from tests.support.netns import Host, wait_until
-from tests.support.tcp import connected, deaf, echo_works, read_exactly, state
+from tests.support.tcp import connected, deaf, echo_works, read_exactly, readable, state
 
 SERVICE = {4: "10.99.0.77", 6: "fd99::77"}
 
@@ -93,6 +93,32 @@ def test_without_the_right_to_raw_sockets(
         wait_until("all is acknowledged", lambda: not tcp_queued(held.server))
         held.server.settimeout(10)
         echo_works(held)
+
+
+@pytest.mark.parametrize("low_water", [1, 100])
+def test_data_that_the_program_is_not_woken_for(
+    pair: tuple[Host, Host], family: int, low_water: int
+) -> None:
+    """Fewer bytes than SO_RCVLOWAT: poll(2) does not tell of them."""
+    server, client = pair
+    data = os.urandom(99)
+    with connected(server, client, family) as held:
+        held.server.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVLOWAT, low_water)
+        held.client.sendall(data)
+        wait_until("they are here", lambda: tcp_waiting(held.server) == len(data))
+        assert readable(held.server) == (low_water == 1)
+        stream = tcp.dump(held.server)
+        assert stream.receive_queue == data
+        tcp.abandon(held.server)
+        held.server = server.run(tcp.restore, stream)
+        server.run(tcp.release, held.server)
+        assert tcp_waiting(held.server) == len(data)
+        held.server.setblocking(False)
+        assert held.server.recv(2 * len(data)) == data
+
+
+def tcp_waiting(sock: socket.socket) -> int:
+    return library.dumping.ioctl_int(sock.fileno(), uapi.SIOCINQ)
 
 
 def tcp_queued(sock: socket.socket) -> int:
