@@ -2,13 +2,16 @@
 
 `python -m tests.bench.throughput [ROUNDS]` (root; network namespaces) prints a table and writes
 results/throughput.json. Each round fills one connection from one end for a second, moves the
-server's end, and fills it for another second. Only the ratio within a round says something: the
-peers share the machine's cores with everything else.
+server's end, and fills it for another second. Only the ratio within a round says something: without
+a limit the peers' processor time is what limits them, and they share it with everything else. What
+two such seconds differ by without a move is shown beside it, of connections that are only paused.
+With a limit, and so with a queue in the network, windows and buffers decide, and little is noise.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import statistics
@@ -29,6 +32,9 @@ _ID = "20000101-000000-000001"
 _PIECE = bytes(1 << 18)
 _WARM_UP, _MEASURED = 0.5, 1.0  # seconds
 _DIRECTIONS = ("download", "upload")
+_WAYS = {"moved": True, "only paused": False}
+_LIMITED = ("tbf", "rate", "400mbit", "burst", "256k", "latency", "20ms")  # tc-tbf(8)
+_LINKS: dict[str, tuple[str, ...]] = {"no limit": (), "400 Mbit/s": _LIMITED}
 
 
 class Flow:
@@ -89,7 +95,7 @@ class Flow:
             thread.join()
 
 
-def once(server: Host, client: Host, direction: str) -> dict[str, float]:
+def once(server: Host, client: Host, direction: str, *, moves: bool) -> dict[str, float]:
     """{"before": MB/s, "after": MB/s}"""
     with (
         contextlib.closing(server.run(Nftables)) as nftables,
@@ -99,31 +105,41 @@ def once(server: Host, client: Host, direction: str) -> dict[str, float]:
         try:
             before = flow.rate()
             with flow.paused():
-                nftables.run(render.lock(_ID, [pair.connection()], [], stage="full"))
-                stream = Stream.from_bytes(dump(pair.server).to_bytes())
-                abandon(pair.server)
-                pair.server = server.run(restore, stream)
-                nftables.run(render.unlock(_ID))
-                server.run(release, pair.server)
+                if moves:
+                    _move(server, pair, nftables)
             after = flow.rate()
         finally:
             flow.end()
         return {"before": before, "after": after}
 
 
+def _move(server: Host, pair: Pair, nftables: Nftables) -> None:
+    nftables.run(render.lock(_ID, [pair.connection()], [], stage="full"))
+    stream = Stream.from_bytes(dump(pair.server).to_bytes())
+    abandon(pair.server)
+    pair.server = server.run(restore, stream)
+    nftables.run(render.unlock(_ID))
+    server.run(release, pair.server)
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    rows: dict[str, list[dict[str, float]]] = {direction: [] for direction in _DIRECTIONS}
-    with network("server", "client") as (server, client):
-        for _ in range(rounds):
-            for direction in _DIRECTIONS:
-                rows[direction].append(once(server, client, direction))
+    rows: dict[str, list[dict[str, float]]] = {}
+    for link, limit in _LINKS.items():
+        with network("server", "client") as hosts:
+            for host in hosts:
+                if limit:
+                    host.command("tc", "qdisc", "add", "dev", "eth0", "root", *limit)
+            for _ in range(rounds):
+                for direction, way in itertools.product(_DIRECTIONS, _WAYS):
+                    row = once(*hosts, direction, moves=_WAYS[way])
+                    rows.setdefault(f"{link}, {direction}, {way}", []).append(row)
     heads = "".join(f"{head:>9}" for head in ("before", "after", "ratio", "min", "max"))
     print(f"{'throughput, MB/s (medians)':34}{heads}")
     summary = {}
-    for direction, found in rows.items():
+    for name, found in rows.items():
         ratios = sorted(row["after"] / row["before"] for row in found)
-        summary[direction] = {
+        summary[name] = {
             "rounds": len(found),
             "before": statistics.median(row["before"] for row in found),
             "after": statistics.median(row["after"] for row in found),
@@ -131,9 +147,9 @@ def main() -> None:
             "min": ratios[0],
             "max": ratios[-1],
         }
-        one = summary[direction]
+        one = summary[name]
         print(
-            f"{direction:34}{one['before']:9.0f}{one['after']:9.0f}{one['ratio']:9.2f}"
+            f"{name:34}{one['before']:9.0f}{one['after']:9.0f}{one['ratio']:9.2f}"
             f"{one['min']:9.2f}{one['max']:9.2f}"
         )
     RESULTS.mkdir(exist_ok=True)
