@@ -5,6 +5,8 @@ Where only an agent dies is in tests/chaos/test_sweep.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.support.lab import HOSTS, JOURNALS, SERVICE, Client, Lab, until
@@ -62,11 +64,23 @@ def test_agent_and_guardian_killed_and_then_recovered(lab: Lab, redis: int, poin
         until(lambda: not lab.run("src", "pgrep -f 'streamferry-[a]gent' || true"), 5, "it ends")
         assert lab.run("src", f"ls -I host-id {JOURNALS}")
         assert lab.state("src", redis) in ("T", "t"), "nobody is there to continue it"
-        status, answer = lab.command("recover", "src")
-        (told,) = answer["migrations"]
-        assert (status, told["outcome"]) == (0, "rolled-back"), answer
+        status, told = recovered(lab, "src")
+        assert (status, told["outcome"]) == (0, "rolled-back"), told
         assert told["source"]["living"] == [redis]
         goes_on(lab, client, redis, "src")
+
+
+def recovered(lab: Lab, *what: str) -> tuple[int, dict[str, Any]]:
+    """The status of `migrate recover` of one migration, and what it says of that."""
+    status, answer = lab.command("recover", *what)
+    assert len(answer["migrations"]) == 1, answer
+    return status, answer["migrations"][0]
+
+
+def begun(lab: Lab) -> str:
+    """The id of the migration that the source's journal is of."""
+    (name,) = lab.run("src", f"ls -I host-id {JOURNALS}").split()
+    return name.removesuffix("-source")
 
 
 def doubt(lab: Lab, redis: int, at_destination: str) -> None:
@@ -95,9 +109,8 @@ def test_a_doubt_is_ended_by_recover(
         client.line()
         doubt(lab, redis, point)
         assert lab.state("src", redis) in ("T", "t"), "it waits for the destination's word"
-        status, answer = lab.command("recover", "src")
-        (told,) = answer["migrations"]
-        assert (status, told["outcome"], told["lost"]) == (0, outcome, False), answer
+        status, told = recovered(lab, "src")
+        assert (status, told["outcome"], told["lost"]) == (0, outcome, False), told
         goes_on(lab, client, redis, at)
 
 
@@ -116,16 +129,16 @@ def test_a_destination_that_has_lost_its_journals_is_not_believed(lab: Lab, redi
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
         client.line()
         doubt(lab, redis, "unlock")
+        migration = begun(lab)
         lab.run("dst", f"mv {JOURNALS} {JOURNALS}.away")
         for _ in range(2):
-            status, answer = lab.command("recover")
-            (told,) = answer["migrations"]
-            assert (status, told["outcome"]) == (4, "in-doubt"), answer
+            status, told = recovered(lab, migration)
+            assert (status, told["outcome"]) == (4, "in-doubt"), told
             assert told["destination"]["error"]["code"] == "another-host"
             assert lab.state("src", redis) in ("T", "t"), "it goes on waiting"
         lab.run("dst", f"rm -rf {JOURNALS}; mv {JOURNALS}.away {JOURNALS}")
-        status, answer = lab.command("recover")
-        assert (status, answer["migrations"][0]["outcome"]) == (0, "migrated"), answer
+        status, told = recovered(lab, migration)
+        assert (status, told["outcome"]) == (0, "migrated"), told
         goes_on(lab, client, redis, "dst")
 
 
@@ -133,13 +146,13 @@ def test_a_destination_that_is_gone_for_good_is_declared_lost(lab: Lab, redis: i
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
         client.line()
         doubt(lab, redis, "take_over")
+        migration = begun(lab)
         with lab.without_power("dst"):
-            assert lab.command("recover")[0] == 4
+            assert recovered(lab, migration)[0] == 4
             assert lab.state("src", redis) in ("T", "t")
-            status, answer = lab.command("recover", "--lost", "dst")
-            (told,) = answer["migrations"]
-            assert (status, told["outcome"]) == (0, "rolled-back"), answer
+            status, told = recovered(lab, migration, "--lost", "dst")
+            assert (status, told["outcome"]) == (0, "rolled-back"), told
             until(lambda: lab.state("src", redis) in ("S", "R"), 5, "it runs")
-        status, answer = lab.command("recover", "dst")
-        assert (status, answer["migrations"][0]["outcome"]) == (0, "rolled-back"), answer
+        status, told = recovered(lab, "dst")
+        assert (status, told["outcome"]) == (0, "rolled-back"), told
         goes_on(lab, client, redis, "src")
