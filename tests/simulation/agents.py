@@ -48,6 +48,7 @@ _UNDOING = {"rolling-back", "undoing"}  # a step that fails keeps no other from 
 _PARTS = {  # actions with something between their beginning and their end
     "restore": (*("restore_stream",) * STREAMS, "restore"),
     "ship": ("ship", "say_end"),
+    "release": ("release_stream", "release"),
 }
 _NEED_NOT_ARRIVE = {"say_undo", "say_failed", "say_committed"}
 

@@ -46,8 +46,8 @@ class Host:
     """One host: `copy`, `locked`, `address` and the streams are its kernel's."""
 
     __slots__ = (
-        "world", "role", "boot", "up", "copy", "locked", "address", "restored", "repair",
-        "released", "file", "holder", "full", "sync_fails", "failing", "processes",
+        "world", "role", "boot", "up", "copy", "locked", "address", "streams", "repair",
+        "stuck", "file", "holder", "full", "sync_fails", "failing", "processes",
     )  # fmt: skip
 
     def __init__(self, world: World, role: str) -> None:
@@ -60,17 +60,17 @@ class Host:
         self.failing = 0  # so many actions fail
         self.processes: list[Process] = []
         self.copy, self.locked, self.address = NONE, False, False
-        self.restored = 0  # of the destination's streams
-        self.repair = False  # the source's streams are dumped, and silent
-        self.released = False  # the destination's streams have left repair mode
+        self.streams = 0  # of the copy here
+        self.repair = 0  # so many of them are in repair mode, and silent
+        self.stuck = False  # the last try to get one out of it failed
         if role == SOURCE:
-            self.copy, self.address = RUNS, True
+            self.copy, self.address, self.streams = RUNS, True, STREAMS
 
     def restart(self, torn: float) -> None:
         """It crashed: nothing is left but what its disk has."""
         self.boot += 1
         self.copy, self.locked, self.address = NONE, False, False
-        self.restored, self.repair, self.released = 0, False, False
+        self.streams, self.repair, self.stuck = 0, 0, False
         self.holder = None
         if self.file is not None:
             self.file.crash(torn)
@@ -82,9 +82,8 @@ class Host:
     def __str__(self) -> str:
         state = [self.copy]
         state += ["locked"] * self.locked + ["address"] * self.address
-        state += ["repair"] * self.repair + ["released"] * self.released
-        if self.restored and not self.released:
-            state.append(f"{self.restored} restored")
+        if self.streams:
+            state.append(f"{self.repair} of {self.streams} streams in repair mode")
         if self.file is not None:
             names = [one.state or "-" for one in self.file.entries]
             names.insert(self.file.synced, "|")
@@ -176,6 +175,7 @@ def perform(host: Host, action: str) -> None:
         host.failing -= 1
         world.cover["fault", "fails", host.role, action] += 1
         world.note(f"{host.role}: {action} fails")
+        host.stuck = host.stuck or action in _RELEASES
         raise ActionFailed(action)
     _EFFECTS[host.role][action](host)
     world.changed = True
@@ -197,7 +197,7 @@ def _freeze(host: Host) -> None:
 
 
 def _ship(host: Host) -> None:
-    host.repair = True
+    host.repair = host.streams
 
 
 def _take(host: Host) -> None:
@@ -209,11 +209,15 @@ def _give(host: Host) -> None:
 
 
 def _end_copy(host: Host) -> None:
-    host.copy, host.repair = NONE, False
+    host.copy, host.streams, host.repair, host.stuck = NONE, 0, 0, False
 
 
-def _source_release(host: Host) -> None:
-    host.repair = False
+def _release_stream(host: Host) -> None:
+    host.repair, host.stuck = max(host.repair - 1, 0), False
+
+
+def _release(host: Host) -> None:
+    host.repair, host.stuck = 0, False
 
 
 def _source_thaw(host: Host) -> None:
@@ -222,20 +226,12 @@ def _source_thaw(host: Host) -> None:
 
 
 def _restore_stream(host: Host) -> None:
-    host.restored += 1
+    host.streams += 1
+    host.repair += 1
 
 
 def _restore_process(host: Host) -> None:
     host.copy = STOPPED
-
-
-def _kill(host: Host) -> None:
-    host.copy, host.restored, host.released = NONE, 0, False
-
-
-def _release(host: Host) -> None:
-    if host.copy != NONE:
-        host.released = True
 
 
 def _thaw(host: Host) -> None:
@@ -243,6 +239,7 @@ def _thaw(host: Host) -> None:
         host.copy = RUNS
 
 
+_RELEASES = ("release_stream", "release")
 _EFFECTS: dict[str, dict[str, Callable[[Host], None]]] = {
     SOURCE: {
         "lock": _lock,
@@ -251,7 +248,8 @@ _EFFECTS: dict[str, dict[str, Callable[[Host], None]]] = {
         "give_addresses": _give,
         "take_back_addresses": _take,
         "unlock": _unlock,
-        "release": _source_release,
+        "release_stream": _release_stream,
+        "release": _release,
         "thaw": _source_thaw,
         "end_copy": _end_copy,
     },
@@ -261,8 +259,9 @@ _EFFECTS: dict[str, dict[str, Callable[[Host], None]]] = {
         "restore": _restore_process,
         "take_addresses": _take,
         "drop_addresses": _give,
-        "kill": _kill,
+        "kill": _end_copy,
         "unlock": _unlock,
+        "release_stream": _release_stream,
         "release": _release,
         "thaw": _thaw,
     },

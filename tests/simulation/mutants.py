@@ -71,6 +71,15 @@ def _keeps(world: World) -> None:
     world.erases = False
 
 
+def _undoes_thawing_first(tables: Tables) -> Tables:
+    changed = {
+        on: replace(move, do=("say_undo", "take_back_addresses", "thaw", "release", "unlock"))
+        for on, move in tables[SOURCE].moves.items()
+        if move.to == "rolling-back"
+    }
+    return _moves(SOURCE, changed)(tables)
+
+
 _GO_ON = TABLES[SOURCE].moves["handed-over", "failed"].do
 
 MUTANTS = {
@@ -147,6 +156,21 @@ MUTANTS = {
             "released-early",
             "the destination lets streams go before the commit",
             _move(DESTINATION, "restored", "hand-over", do=("take_addresses", "release")),
+        ),
+        Mutant(
+            "undone-thawed-first",
+            "the source undoes in the order thaw, release, unlock",
+            _undoes_thawing_first,
+        ),
+        Mutant(
+            "thawed-before-release",
+            "the destination lets its copy go before the streams",
+            _move(
+                DESTINATION,
+                "taking-over",
+                "commit",
+                do=("unlock", "thaw", "release", "say_committed"),
+            ),
         ),
         Mutant(
             "commit-undone",

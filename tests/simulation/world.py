@@ -217,6 +217,8 @@ class World:
         6. A decision is on disk before it is acted on: the source gives the address up only when
            it has handed over, its copy ends only after the commit, and the destination's copy is
            let go only after it (3).
+        7. A copy runs only when all its streams have left repair mode, in which each call on them
+           fails. Excepted is one that could not be got out of it: the copy goes on all the same.
         """
         source, destination = self.source, self.destination
         here, there = source.copy, destination.copy
@@ -225,10 +227,10 @@ class World:
         if here == NONE and not self.lost and (there == NONE or not self.committed):
             raise Violation("no copy is left that may run")
         if there != NONE:
-            if not destination.locked and destination.restored < STREAMS:
+            if not destination.locked and destination.streams < STREAMS:
                 raise Violation("the destination is not locked, and not all streams are restored")
             if not self.committed and (
-                there == RUNS or destination.released or not destination.locked
+                there == RUNS or destination.repair < destination.streams or not destination.locked
             ):
                 raise Violation("the destination acts on a commit that is not on disk")
         if self.committed:
@@ -236,12 +238,15 @@ class World:
                 raise Violation("the source's copy runs after the commit")
             if not source.locked and (source.address or here != NONE):
                 raise Violation("the source answers after the commit")
-            if here == FROZEN and not source.repair:
+            if here == FROZEN and source.repair < source.streams:
                 raise Violation("the source's streams speak after the commit")
         if source.address and destination.address:
             raise Violation("both hosts have the address")
         if not self.handed_over and not source.address and here != NONE:
             raise Violation("the source gave up the address before it had handed over")
+        for host in (source, destination):
+            if host.copy == RUNS and host.repair and not host.stuck:
+                raise Violation(f"the {host.role}'s copy runs with streams in repair mode")
 
     def check_end(self) -> None:
         """When all faults are mended and every recovery is through, nothing is in between.
@@ -264,7 +269,7 @@ class World:
                 left.append(f"{home.role}: {home.copy}, {other.role}: {other.copy}")
             if not home.address or other.address:
                 left.append("the address is not where the process is")
-            if home.repair or (home is destination and not home.released):
+            if home.repair:
                 left.append("streams are silent")
         if left:
             raise Violation("at the end: " + "; ".join(left))
