@@ -45,15 +45,16 @@ def main() -> int:
 
 def _repeat(seed: int, mutant: str | None) -> int:
     trace: list[str] = []
-    for fault in choose(seed):
+    faults = (MUTANTS[mutant].schedule if mutant else choose)(seed)
+    for fault in faults:
         print(f"  {fault}")
     status = 0
     try:
         if mutant is None:
-            run(seed, trace=trace)
+            run(seed, faults, trace)
         else:
             with MUTANTS[mutant].in_place() as alter:
-                run(seed, trace=trace, alter=alter)
+                run(seed, faults, trace, alter)
         trace.append("all held")
     except Exception as error:
         trace.append(f"{type(error).__name__}: {error}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.simulation.faults import Fault, choose
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.schedule import Failure, minimised, run
 
@@ -40,16 +41,22 @@ class Outcome:
                 self.failure = other.failure
 
 
-def some(first: int, count: int, mutant: str | None = None) -> Outcome:
+def some(
+    first: int,
+    count: int,
+    mutant: str | None = None,
+    schedule: Callable[[int], list[Fault]] | None = None,
+) -> Outcome:
     """These seeds, in this process, up to the first that fails."""
+    schedule = schedule or (MUTANTS[mutant].schedule if mutant else choose)
     outcome = Outcome()
     with MUTANTS[mutant].in_place() if mutant else _as_it_is() as alter:
         for seed in range(first, first + count):
             outcome.schedules += 1
             try:
-                world = run(seed, alter=alter)
+                world = run(seed, schedule(seed), alter=alter)
             except Exception:
-                outcome.failure = minimised(seed, alter)
+                outcome.failure = minimised(seed, schedule(seed), alter)
                 break
             outcome.steps += world.steps
             outcome.cover.update(world.cover)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Move, Table
+from orchestrator.recovery import Recovered, carry
+from tests.simulation.aims import early_recovery
+from tests.simulation.faults import Fault, choose
 from tests.simulation.world import World
 
 Tables = dict[str, Table]
@@ -20,6 +25,7 @@ class Mutant:
     why: str
     tables: Callable[[Tables], Tables] = lambda tables: tables
     world: Callable[[World], None] | None = None
+    schedule: Callable[[int], list[Fault]] = choose  # the faults of a seed
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[Callable[[World], None] | None]:
@@ -78,6 +84,23 @@ def _undoes_thawing_first(tables: Tables) -> Tables:
         if move.to == "rolling-back"
     }
     return _moves(SOURCE, changed)(tables)
+
+
+async def _destination_first(ask: Any, told: Any, forget: Any) -> Recovered:
+    """`carry`, with the two questions in the other order."""
+    first = await ask(DESTINATION, None)
+
+    async def ask_again(role: str, word: str | None) -> Any:
+        if role == DESTINATION:
+            return first
+        known = None if isinstance(first, AgentError) else first["word"]
+        return await ask(role, word or known)
+
+    return await carry(ask_again, told, forget)
+
+
+def _asks_destination_first(world: World) -> None:
+    world.carry = _destination_first
 
 
 _GO_ON = TABLES[SOURCE].moves["handed-over", "failed"].do
@@ -188,6 +211,12 @@ MUTANTS = {
             "journal-keeps",
             "a decision that could not be synced stays in the journal",
             world=_keeps,
+        ),
+        Mutant(
+            "destination-first",
+            "a recovery asks the destination before the source",
+            world=_asks_destination_first,
+            schedule=early_recovery,
         ),
     )
 }

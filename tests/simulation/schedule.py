@@ -143,9 +143,8 @@ def attempt(seed: int, faults: Sequence[Fault], alter: Alter | None = None) -> s
     return None
 
 
-def minimised(seed: int, alter: Alter | None = None) -> Failure:
+def minimised(seed: int, faults: list[Fault], alter: Alter | None = None) -> Failure:
     """The failure of a schedule, with no fault in it that it does not need."""
-    faults = choose(seed)
     what = attempt(seed, faults, alter)
     assert what is not None
     for fault in list(faults):

@@ -7,16 +7,15 @@ can die does, one at a time and together. The invariants are looked at after eve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE
-from orchestrator.recovery import Recovered, carry
+from tests.simulation.aims import early_recovery
+from tests.simulation.campaign import some
 from tests.simulation.faults import FOREVER, Fault
 from tests.simulation.schedule import attempt, run
-from tests.simulation.world import AGENTS, World
+from tests.simulation.world import AGENTS
 
 AGENT_OF = {role: f"{role} agent" for role in (SOURCE, DESTINATION)}
 GUARDIAN_OF = {role: f"{role} guardian" for role in (SOURCE, DESTINATION)}
@@ -108,39 +107,6 @@ def test_a_crash_soon_after_each_action_that_fails(role: str) -> None:
                 check([fails, Fault(then, "reboot", other, 1.0)])
 
 
-# --- a recovery that began before the migration was under way
-
-ENDS = [("break", "link", 0.0), ("cut", AGENTS, 150.0), ("kill", AGENT_OF[SOURCE], 0.0)]
-
-
-def early_recoveries() -> Iterator[tuple[int, list[Fault]]]:
-    for begin in range(3, 14):
-        for end in range(50, 72):
-            for kind, where, amount in ENDS:
-                for seed in range(3):
-                    faults = [Fault(begin, "recover", SOURCE), Fault(end, kind, where, amount)]
-                    yield seed, faults
-
-
 def test_a_recovery_that_began_too_early_brings_no_old_word() -> None:
-    for seed, faults in early_recoveries():
-        assert attempt(seed, faults) is None, (seed, faults)
-
-
-def test_one_that_asks_the_destination_first_does() -> None:
-    async def destination_first(ask: Any, told: Any, forget: Any) -> Recovered:
-        first = await ask(DESTINATION, None)
-
-        async def ask_again(role: str, word: str | None) -> Any:
-            if role == DESTINATION:
-                return first
-            known = None if isinstance(first, AgentError) else first["word"]
-            return await ask(role, word or known)
-
-        return await carry(ask_again, told, forget)
-
-    def alter(world: World) -> None:
-        world.carry = destination_first
-
-    caught = {attempt(seed, faults, alter) for seed, faults in early_recoveries()} - {None}
-    assert caught == {"Violation: both hosts have the address"}
+    total = some(0, 600, schedule=early_recovery)
+    assert total.failure is None, "\n".join([str(total.failure), *total.failure.trace])

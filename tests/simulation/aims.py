@@ -1,0 +1,25 @@
+"""Schedules that aim at what chance seldom hits. Each seed gives one."""
+
+from __future__ import annotations
+
+import random
+
+from agent.protocol import SOURCE
+from tests.simulation.faults import Fault, choose
+from tests.simulation.world import AGENTS
+
+_ENDS = (("break", "link", 0.0), ("cut", AGENTS, 150.0), ("kill", f"{SOURCE} agent", 0.0))
+
+
+def early_recovery(seed: int) -> list[Fault]:
+    """A recovery that begins before the migration is under way, and waits while that is
+    interrupted about the hand-over. Now and then more strikes."""
+    chance = random.Random(seed * 2 + 1)
+    kind, where, amount = chance.choice(_ENDS)
+    faults = [
+        Fault(chance.randrange(3, 14), "recover", SOURCE),
+        Fault(chance.randrange(50, 72), kind, where, amount),
+    ]
+    if chance.random() < 0.3:
+        faults += choose(seed)
+    return sorted(faults, key=lambda fault: fault.at)
