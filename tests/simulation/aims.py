@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from agent.protocol import SOURCE
+from agent.protocol import DESTINATION, SOURCE
 from tests.simulation.faults import Fault, choose
 from tests.simulation.world import AGENTS
 
@@ -23,3 +23,12 @@ def early_recovery(seed: int) -> list[Fault]:
     if chance.random() < 0.3:
         faults += choose(seed)
     return sorted(faults, key=lambda fault: fault.at)
+
+
+def unsynced_commit(seed: int) -> list[Fault]:
+    """The commit cannot be synced, and the agent is killed at about that moment."""
+    chance = random.Random(seed * 2 + 1)
+    return [
+        Fault(chance.randrange(30, 56), "sync", DESTINATION),
+        Fault(chance.randrange(56, 68), "kill", f"{DESTINATION} agent"),
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Move, Table
 from orchestrator.recovery import Recovered, carry
-from tests.simulation.aims import early_recovery
+from tests.simulation.aims import early_recovery, unsynced_commit
 from tests.simulation.faults import Fault, choose
 from tests.simulation.world import World
 
@@ -211,6 +211,7 @@ MUTANTS = {
             "journal-keeps",
             "a decision that could not be synced stays in the journal",
             world=_keeps,
+            schedule=unsynced_commit,
         ),
         Mutant(
             "destination-first",
