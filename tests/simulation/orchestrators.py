@@ -11,7 +11,7 @@ from typing import Any
 from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE
 from orchestrator.errors import AgentSilent, HostUnreachable
-from orchestrator.migration.result import IN_DOUBT, MIGRATED
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 from orchestrator.recovery import Recovered
 from tests.simulation.agents import Agent
 from tests.simulation.guardians import Forgetter, Settler
@@ -184,7 +184,7 @@ class Migration(Recovery):
         if sent == taken == MIGRATED:
             answer = yield from self._put(_Question(DESTINATION, None, forget=True))
             world.note(f"{self.name}: forgotten: {answer}")
-        return sent if sent == taken else IN_DOUBT
+        return sent if sent == taken and sent in (MIGRATED, ROLLED_BACK) else IN_DOUBT
 
     def _report(self, role: str, seconds: float) -> Any:
         """What that agent says next; "gone", or "" where it says nothing."""
