@@ -251,6 +251,7 @@ class Agent(Process):
             yield -60.0
         event = self.machine.table.heard("in-doubt", self.resolved)
         assert event is not None
+        self.world.reached("resolve")
         event = yield from self._work(self.machine.back(event))
         if event is not None:
             self._move(event)

@@ -86,6 +86,34 @@ def _hang(world: World, fault: Fault) -> bool:
     return True
 
 
+def _resolve(world: World, fault: Fault) -> bool:
+    """The link breaks after the hand-over, and the source's agent goes away while it is resolved:
+    killed, or hanging for `amount` seconds."""
+    if world.handed_over:
+        return False
+
+    def begin() -> None:
+        world.later(0.5 * world.random(), world.link.broken)
+
+    def resolve() -> None:
+        agent = world.agents[SOURCE]
+
+        def strikes() -> None:
+            if agent.alive and not agent.paused:
+                state = agent.machine.state
+                world.cover["fault", "in resolve", fault.where, state] += 1
+                world.note(f"{agent.name}: {fault.where} in resolve, {state}")
+                (_kill if fault.where == "kill" else _hang)(
+                    world, Fault(fault.at, fault.where, agent.name, fault.amount)
+                )
+
+        world.later(0.3 * world.random(), strikes)
+
+    world.at("handed-over", begin)
+    world.at("resolve", resolve)
+    return True
+
+
 def _full(world: World, fault: Fault) -> bool:
     host = world.hosts[fault.where]
 
@@ -180,6 +208,7 @@ _MENU: dict[str, tuple[int, _Places, tuple[float, ...], Callable[[World, Fault],
     "hang": (12, (*_AGENTS * 3, *_EVERYONE, *_OUTSIDE), _PAUSES, _hang),
     "reboot": (12, (*_HOSTS, *_HOSTS, "both"), (0.0, 0.3, 0.6, 1.0), _reboot),
     "cut": (12, (AGENTS, *_HOSTS, "all"), (1.0, 8.0, 40.0, 150.0), _cut),
+    "resolve": (4, ("kill", "hang"), _PAUSES, _resolve),
     "break": (6, ("link",), (0.0,), _break),
     "spoil": (6, ("lose", "double", "late"), (0.0,), _spoil),
     "full": (6, _HOSTS, (1.0, 20.0, 300.0), _full),

@@ -68,7 +68,11 @@ def _wanted() -> set[tuple[Any, ...]]:
         ("guardian", "kills", DESTINATION, "committed"),
         ("recovery", "kills an agent in doubt"),
     }
-    faults = {("fault", *one) for one in EVERY_FAULT}
+    faults = {("fault", *one) for one in EVERY_FAULT} | {
+        ("fault", "in resolve", how, state)
+        for how in ("kill", "hang")
+        for state in ("rolling-back", "committed")
+    }
     return set().union(
         moves, found, asked, told, ends, words, actions, synced, killed, faults,
         {("found", role, "no journal") for role in TABLES},

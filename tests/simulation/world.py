@@ -145,6 +145,7 @@ class World:
         self.lost = False  # the copy that was to go on went with its host
         self.to_be_told = False  # and that in a migration
         self.told: list[Any] = []  # what every recovery has come to
+        self._awaited: dict[str, list[Callable[[], None]]] = {}
 
     # --- time
 
@@ -171,6 +172,17 @@ class World:
         if self.trace is not None:
             self.trace.append(f"{self.now:9.3f}  {text}")
 
+    # --- moments
+
+    def at(self, moment: str, call: Callable[[], None]) -> None:
+        """Call this when that moment comes for the next time."""
+        self._awaited.setdefault(moment, []).append(call)
+
+    def reached(self, moment: str) -> None:
+        """It has come."""
+        for call in self._awaited.pop(moment, ()):
+            call()
+
     # --- the network
 
     def passes(self, connection: str) -> bool:
@@ -192,6 +204,7 @@ class World:
                 self.lost = False  # a source that went down had already handed over
             elif state == "handed-over":
                 self.handed_over = True
+                self.reached("handed-over")
 
     def crashed(self, host: Host) -> None:
         """A host is about to lose all that it does not have on disk."""
