@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from agent.journal import JournalError
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Machine, may_follow
 from tests.simulation.guardians import Guardian
 from tests.simulation.hosts import STREAMS, ActionFailed, Host, Journal, perform
@@ -99,7 +100,8 @@ class Agent(Process):
         try:
             self.machine.on("prepare", **PLAN)
         except OSError:
-            self.journal.remove()
+            with contextlib.suppress(JournalError):
+                self.journal.remove()
             self._report("error")
             return
         yield STEP
@@ -264,13 +266,17 @@ class Agent(Process):
         if machine.state == "ready":
             machine.back("fail")
             machine.back("undone")
-        if table.states[machine.state].found is Found.OVER:
-            if self.role == SOURCE or machine.state != "migrated":
-                self.journal.remove()
-            if self.guardian is not None:
-                self.guardian.dismissed = True
+        says = machine.state
+        try:
+            if table.states[machine.state].found is Found.OVER:
+                if self.role == SOURCE or machine.state != "migrated":
+                    self.journal.remove()
+                if self.guardian is not None:
+                    self.guardian.dismissed = True
+        except JournalError:  # the guardian is left to try again
+            says = "error"
         self.journal.close()
-        self._report(machine.state)
+        self._report(says)
 
     def _report(self, what: str) -> None:
         if self.orchestrator is not None:

@@ -125,6 +125,30 @@ def _full(world: World, fault: Fault) -> bool:
     return True
 
 
+def _keep(world: World, fault: Fault) -> bool:
+    """The file system is read-only: no record is taken, and no journal can be removed."""
+    host = world.hosts[fault.where]
+
+    def mended() -> None:
+        host.keeps = False
+
+    host.keeps = True
+    world.later(fault.amount, mended)
+    return _full(world, fault)
+
+
+def _forgetful(world: World, fault: Fault) -> bool:
+    """Removals are not synced: what was removed is back after a crash."""
+    host = world.hosts[fault.where]
+
+    def mended() -> None:
+        host.forgetful = False
+
+    host.forgetful = True
+    world.later(fault.amount, mended)
+    return True
+
+
 def _sync(world: World, fault: Fault) -> bool:
     world.hosts[fault.where].sync_fails = True
     return True
@@ -212,6 +236,8 @@ _MENU: dict[str, tuple[int, _Places, tuple[float, ...], Callable[[World, Fault],
     "break": (6, ("link",), (0.0,), _break),
     "spoil": (6, ("lose", "double", "late"), (0.0,), _spoil),
     "full": (6, _HOSTS, (1.0, 20.0, 300.0), _full),
+    "read-only": (6, _HOSTS, (1.0, 20.0, 300.0), _keep),
+    "forgetful": (3, _HOSTS, (20.0, 300.0), _forgetful),
     "sync": (6, _HOSTS, (0.0,), _sync),
     "fail": (6, _HOSTS, (1.0, 1.0, 3.0), _fail),
     "recover": (14, ("id", *_HOSTS), (0.0,), _recover),

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.errors import AgentError
 from agent.guardian import Patience
-from agent.journal import JournalBusy
+from agent.journal import JournalBusy, JournalError
 from agent.protocol import TABLES, Found
 from agent.recovery import RecoveryIncomplete, Settled, settling
 from tests.simulation.hosts import ID, Host, Journal, Successor
@@ -42,6 +42,8 @@ def settle(process: Process, word: str | None) -> Any:
         return settled
     except RecoveryIncomplete as error:
         world.cover["found", host.role, found, "incomplete"] += 1
+        return error
+    except JournalError as error:
         return error
     finally:
         if process.alive:
@@ -163,6 +165,9 @@ class Forgetter(_Asked):
         elif host.holder is not None:
             self.answer(JournalBusy(id=ID))
         elif TABLES[host.role].states[history.state].found is Found.OVER:
-            Journal(host, self).remove()
-            self.answer(True)
+            try:
+                Journal(host, self).remove()
+                self.answer(True)
+            except JournalError as error:
+                self.answer(error)
         yield 0.0

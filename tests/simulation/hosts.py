@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agent.journal import Entry, History
+from agent.journal import Entry, History, JournalError
 from agent.protocol import DESTINATION, SOURCE, Log
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Host:
 
     __slots__ = (
         "world", "role", "boot", "up", "copy", "locked", "address", "streams", "repair",
-        "stuck", "file", "holder", "full", "sync_fails", "failing", "processes",
+        "stuck", "file", "holder", "full", "keeps", "forgetful", "removed", "sync_fails", "failing",
+        "processes",
     )  # fmt: skip
 
     def __init__(self, world: World, role: str) -> None:
@@ -56,6 +57,9 @@ class Host:
         self.file: File | None = None
         self.holder: object = None  # the process that has the journal's lock
         self.full = False  # the disk takes no more records
+        self.keeps = False  # no file can be removed
+        self.forgetful = False  # a removal cannot be synced
+        self.removed: File | None = None  # a journal that is back after a crash
         self.sync_fails = False  # the next decision cannot be synced
         self.failing = 0  # so many actions fail
         self.processes: list[Process] = []
@@ -72,6 +76,9 @@ class Host:
         self.copy, self.locked, self.address = NONE, False, False
         self.streams, self.repair, self.stuck = 0, 0, False
         self.holder = None
+        if self.file is None:
+            self.file = self.removed
+        self.removed = None
         if self.file is not None:
             self.file.crash(torn)
 
@@ -130,9 +137,18 @@ class Journal:
         host.world.recorded(host, state, log)
 
     def remove(self) -> None:
-        if self.host.file is self.file:
-            self.host.file = None
+        host = self.host
         self.close()
+        if host.keeps:
+            host.world.cover["fault", "journal stays", host.role, self.history.state] += 1
+            raise JournalError(path="journal", detail="a read-only file system")
+        if host.file is self.file:
+            host.file = None
+            if host.forgetful:
+                host.removed = self.file
+        if host.forgetful:
+            host.world.cover["fault", "removal not synced", host.role, self.history.state] += 1
+            raise JournalError(path="journal", detail="the disk failed")
 
     def close(self) -> None:
         self.host.holder = None

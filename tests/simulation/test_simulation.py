@@ -62,6 +62,12 @@ def _wanted() -> set[tuple[Any, ...]]:
         for move in table.moves.values()
         if move.log is Log.DECISION
     }
+    kept = {
+        ("fault", what, role, state)
+        for what in ("journal stays", "removal not synced")
+        for role in TABLES
+        for state in ("rolled-back", "migrated")
+    }
     killed = {
         ("guardian", "kills", SOURCE, "frozen"),
         ("guardian", "kills", SOURCE, "handed-over"),
@@ -74,7 +80,7 @@ def _wanted() -> set[tuple[Any, ...]]:
         for state in ("rolling-back", "committed")
     }
     return set().union(
-        moves, found, asked, told, ends, words, actions, synced, killed, faults,
+        moves, found, asked, told, ends, words, actions, synced, kept, killed, faults,
         {("found", role, "no journal") for role in TABLES},
     )  # fmt: skip
 
