@@ -77,8 +77,10 @@ class Guardian(Process):
         deadline = world.now + PATIENCE
         while host.file is not None:
             if host.holder is None:
-                yield from settle(self, None)
-                return
+                settled = yield from settle(self, None)
+                if not isinstance(settled, AgentError):
+                    return
+                world.cover["guardian", "tries again", host.role] += 1
             if world.now > deadline:
                 return
             yield _POLL

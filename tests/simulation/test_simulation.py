@@ -73,6 +73,7 @@ def _wanted() -> set[tuple[Any, ...]]:
         ("guardian", "kills", SOURCE, "handed-over"),
         ("guardian", "kills", DESTINATION, "committed"),
         ("recovery", "kills an agent in doubt"),
+        *(("guardian", "tries again", role) for role in TABLES),
     }
     faults = {("fault", *one) for one in EVERY_FAULT} | {
         ("fault", "in resolve", how, state)
