@@ -73,12 +73,16 @@ class Covered(Machine):
 class Agent(Process):
     """One host's, for one migration."""
 
-    __slots__ = ("role", "machine", "journal", "running", "stopped", "cancelled", "resolved",
-                 "guardian", "orchestrator", "deadline", "gave", "took")  # fmt: skip
+    __slots__ = (
+        "role", "client", "orchestrator", "watched", "machine", "journal", "running", "stopped",
+        "cancelled", "resolved", "guardian", "deadline", "gave", "took",
+    )  # fmt: skip
 
     def __init__(self, world: World, host: Host, orchestrator: Any) -> None:
         self.role = host.role
-        self.orchestrator = orchestrator  # None once it is gone
+        self.client = self.orchestrator = orchestrator  # `orchestrator`: None once it is gone
+        self.watched = False  # by `leases`
+        self.machine: Any = None
         self.running = self.cancelled = False
         self.resolved: str | None = None  # the destination's word, through the orchestrator
         self.guardian: Guardian | None = None
@@ -287,8 +291,7 @@ class Agent(Process):
         if not silently and self.guardian is not None:
             self.guardian.wake()
         world.link.breaks(KEEPALIVE if silently else 0.05)
-        if self.orchestrator is not None:
-            self.orchestrator.hear(self.role, "gone", KEEPALIVE if silently else 0.05)
+        self.client.hear(self.role, "gone", KEEPALIVE if silently else 0.05)
 
     def abandoned(self) -> None:
         """The orchestrator is gone, or somebody asks this agent to go."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.protocol import DESTINATION, SOURCE
+from tests.simulation.leases import end, watch, watch_all
 from tests.simulation.orchestrators import Migration, Recovery
 from tests.simulation.world import AGENTS, KEEPALIVE, Process, World
 
@@ -81,6 +82,8 @@ def _hang(world: World, fault: Fault) -> bool:
     if process is None or process.paused:
         return False
     process.paused = True
+    if isinstance(process, Migration):
+        watch_all(world)
     if fault.amount < FOREVER:
         world.later(fault.amount, process.go_on)
     return True
@@ -194,6 +197,8 @@ def _cut(world: World, fault: Fault) -> bool:
                             one.cut(role)
 
             world.later(KEEPALIVE, silent)
+            if (agent := world.agents.get(connection)) is not None and agent.orchestrator:
+                watch(world, agent)
     return True
 
 
@@ -214,10 +219,21 @@ def _recover(world: World, fault: Fault) -> bool:
 
 def _cancel(world: World, fault: Fault) -> bool:
     agent = world.agents.get(SOURCE)
-    if agent is None or not agent.alive or not agent.running or agent.machine.committed:
+    if agent is None or not agent.alive or not agent.running or not agent.orchestrator:
+        return False
+    if agent.machine.committed:
         return False
     agent.cancelled = True
     agent.wake()
+    return True
+
+
+def _lease(world: World, fault: Fault) -> bool:
+    """It ends while the orchestrator still takes the agent for its own."""
+    agent = world.agents.get(fault.where)
+    if agent is None or not agent.alive or agent.paused or not agent.orchestrator:
+        return False
+    end(world, agent)
     return True
 
 
@@ -241,6 +257,7 @@ _MENU: dict[str, tuple[int, _Places, tuple[float, ...], Callable[[World, Fault],
     "sync": (6, _HOSTS, (0.0,), _sync),
     "fail": (6, _HOSTS, (1.0, 1.0, 3.0), _fail),
     "recover": (14, ("id", *_HOSTS), (0.0,), _recover),
+    "lease": (4, _HOSTS, (0.0,), _lease),
     "cancel": (3, (SOURCE,), (0.0,), _cancel),
 }
 _KINDS = tuple(_MENU)

@@ -145,7 +145,7 @@ class Migration(Recovery):
         world = self.world
         outcome = yield from self._migrate()
         for agent in self.agents:
-            self._leave(agent, 0.1)
+            self._leave(agent)
         self.agents.clear()
         if outcome == IN_DOUBT:
             yield 1.0
@@ -168,7 +168,7 @@ class Migration(Recovery):
         yield 0.05
         source, destination = self.agents
         for agent in (destination, source):
-            if not world.passes(agent.role) or not agent.alive:
+            if not self._reaches(agent):
                 return IN_DOUBT
             agent.running = True
             agent.wake()
@@ -176,7 +176,7 @@ class Migration(Recovery):
         sent = yield from self._report(SOURCE, 300.0)
         taken = yield from self._report(DESTINATION, _OTHER_SIDE)
         if sent == IN_DOUBT and taken in ("migrated", "rolled-back"):
-            if source.alive and world.passes(SOURCE):
+            if self._reaches(source):
                 source.resolved = "committed" if taken == "migrated" else "failed"
                 world.cover["resolved", source.resolved] += 1
                 source.wake()
@@ -198,17 +198,25 @@ class Migration(Recovery):
                 return ""
             yield min(-0.001, self.world.now - deadline)
 
-    def _leave(self, agent: Agent, after: float) -> None:
-        if agent.alive:
-            self.world.later(after if self.world.passes(agent.role) else KEEPALIVE, agent.abandoned)
+    def _reaches(self, agent: Agent) -> bool:
+        """Whether it takes a call."""
+        return agent.alive and agent.orchestrator is self and self.world.passes(agent.role)
+
+    def _leave(self, agent: Agent) -> None:
+        """The agent hears of it as soon as anything passes, if its lease has not ended before."""
+        world = self.world
+        if world.passes(agent.role):
+            world.later(0.1, agent.abandoned)
+        else:
+            world.later(world.cut_off[agent.role] - world.now + 0.01, lambda: self._leave(agent))
 
     def cut(self, role: str) -> None:
-        """The connection to that host has died."""
+        """For this side the connection to that host has died."""
         for agent in self.agents:
             if agent.role == role and agent.orchestrator is not None:
-                agent.abandoned()
+                self._leave(agent)
                 self.tell((role, "gone"))
 
     def buried(self, silently: bool) -> None:
         for agent in self.agents:
-            self._leave(agent, 0.1)
+            self._leave(agent)

@@ -68,6 +68,14 @@ def _wanted() -> set[tuple[Any, ...]]:
         for role in TABLES
         for state in ("rolled-back", "migrated")
     }
+    leases = {
+        ("lease", "ends", role, state)
+        for role, states in (
+            (SOURCE, ("ready", "linked", "locked", "shipped", "handed-over", "in-doubt")),
+            (DESTINATION, ("ready", "linked", "locked", "restored", "taking-over", "committed")),
+        )
+        for state in states
+    }
     killed = {
         ("guardian", "kills", SOURCE, "frozen"),
         ("guardian", "kills", SOURCE, "handed-over"),
@@ -81,7 +89,7 @@ def _wanted() -> set[tuple[Any, ...]]:
         for state in ("rolling-back", "committed")
     }
     return set().union(
-        moves, found, asked, told, ends, words, actions, synced, kept, killed, faults,
+        moves, found, asked, told, ends, words, actions, synced, kept, leases, killed, faults,
         {("found", role, "no journal") for role in TABLES},
     )  # fmt: skip
 
