@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from agent.journal import (
 )
 from agent.kernel import proc
 from agent.plan import Plan
-from agent.protocol import SOURCE, TABLES, Found, Machine
+from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Machine
 
 
 class AlreadyMoving(AgentError):
@@ -47,6 +48,8 @@ class Custody:
         with _Doorway(directory):
             if role == SOURCE:
                 _refuse_twice(plan.pid, directory)
+            else:
+                _refuse_beside_leftovers(plan, directory)
             with as_journal_error(directory / host_id.FILE):
                 self.host_id = host_id.ensure(directory)
             self.journal = Journal.create(plan.id, role, directory)
@@ -107,9 +110,21 @@ def _refuse_twice(pid: int, directory: Path) -> None:
     As a source's, or a destination's that never ended: to finish that lets the process go on,
     which must not happen while it is frozen here to move on.
     """
+    _refuse_while_unended(directory, lambda history: pid if _is_about(history, pid) else None)
+
+
+def _refuse_beside_leftovers(plan: Plan, directory: Path) -> None:
+    """Raises where the end of another migration to this host might undo what this one brings."""
+    _refuse_while_unended(directory, lambda history: _would_undo(history, plan))
+
+
+def _refuse_while_unended(directory: Path, concerns: Callable[[History], int | None]) -> None:
+    """`concerns`: the PID of the process where a journal that is not over stands in the way."""
     for history in histories(directory):
-        over = TABLES[history.role].states[history.state].found is Found.OVER
-        if over or not _is_about(history, pid):
+        if TABLES[history.role].states[history.state].found is Found.OVER:
+            continue
+        pid = concerns(history)
+        if pid is None:
             continue
         try:
             journal = Journal.open(history.id, history.role, directory)
@@ -130,3 +145,22 @@ def _is_about(history: History, pid: int) -> bool:
         return bool(plan.get("pid") == pid and facts.get("born") == proc.born(pid))
     since = facts.get("ticks")  # before its restore
     return bool(since and pid in plan.get("tree", ()) and proc.born(pid) >= since)
+
+
+def _would_undo(history: History, plan: Plan) -> int | None:
+    """The PID of a process that was to come here, if its undoing would reach what `plan` brings.
+
+    It drops the addresses that had been taken. What it kills it tells by PID and age alone where
+    its agent died before it knew what was restored.
+    """
+    facts: dict[str, Any] = history.facts
+    left = facts.get("plan", {})
+    if history.role != DESTINATION:
+        return None
+    reached = False
+    if history.entered("taking-over") is not None:
+        addresses = {one.address for one in plan.addresses}
+        reached = any(one["address"] in addresses for one in left.get("addresses", ()))
+    if history.entered("restoring") is not None and facts.get("boot") == proc.boot_id():
+        reached = reached or not set(plan.tree).isdisjoint(left.get("tree", ()))
+    return int(left.get("pid", 0)) if reached else None
