@@ -102,7 +102,8 @@ class Agent(Process):
         yield STEP
         self.machine = Covered(self, self.journal.record)
         try:
-            self.machine.on("prepare", **PLAN)
+            told = {"other_host": self.world.source.id} if self.role == DESTINATION else {}
+            self.machine.on("prepare", **PLAN, **told)
         except OSError:
             with contextlib.suppress(JournalError):
                 self.journal.remove()
@@ -128,7 +129,9 @@ class Agent(Process):
         """To an end, to doubt, or to where only whoever comes next can go on."""
         machine = self.machine
         self._entered()
-        event: str | None = yield from self._linked()
+        event: str | None = "fail"
+        if self.role == DESTINATION or self._note(other_host=self.world.destination.id):
+            event = yield from self._linked()
         while event is not None:
             actions = self._move(event)
             if actions is None:
@@ -157,6 +160,14 @@ class Agent(Process):
             return self.machine.on(event)
         except OSError:
             return None
+
+    def _note(self, **facts: object) -> bool:
+        """Whether it is in the journal."""
+        try:
+            self.journal.record("", Log.NOTE, facts)
+        except OSError:
+            return False
+        return True
 
     def _entered(self) -> None:
         state, now = self.machine.state, self.world.now
@@ -189,8 +200,7 @@ class Agent(Process):
         if failed:
             return None
         if state == "committed" and self.role == DESTINATION:
-            with contextlib.suppress(OSError):
-                self.journal.record("", Log.NOTE, {"resumed": True})
+            self._note(resumed=True)
             yield 1.0  # the peers wake up
         return _WORK_DONE[self.role].get(state)
 

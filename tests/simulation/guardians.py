@@ -134,7 +134,10 @@ class Settler(_Asked):
                 break
             self._send_away()
             yield _POLL
-        self.answer(settled if isinstance(settled, AgentError) else settled.to_wire())
+        if isinstance(settled, AgentError):
+            self.answer(settled)
+        else:
+            self.answer({**settled.to_wire(), "host_id": host.id})
 
     def _send_away(self) -> None:
         host, world = self.host, self.world

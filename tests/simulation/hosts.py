@@ -46,13 +46,14 @@ class Host:
     """One host: `copy`, `locked`, `address` and the streams are its kernel's."""
 
     __slots__ = (
-        "world", "role", "boot", "up", "copy", "locked", "address", "streams", "repair",
+        "world", "role", "id", "boot", "up", "copy", "locked", "address", "streams", "repair",
         "stuck", "file", "holder", "full", "keeps", "forgetful", "removed", "sync_fails", "failing",
         "processes",
     )  # fmt: skip
 
     def __init__(self, world: World, role: str) -> None:
         self.world, self.role, self.up = world, role, True
+        self.id = f"id of the {role}"  # beside its journals
         self.boot = 1
         self.file: File | None = None
         self.holder: object = None  # the process that has the journal's lock

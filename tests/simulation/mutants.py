@@ -100,7 +100,9 @@ async def _destination_first(ask: Any, told: Any, forget: Any) -> Recovered:
 
 
 def _asks_destination_first(world: World) -> None:
+    """Either is enough: a destination that knows nothing yet was not told to the source either."""
     world.carry = _destination_first
+    world.vouched = lambda side, named, role: side
 
 
 _GO_ON = TABLES[SOURCE].moves["handed-over", "failed"].do
@@ -215,7 +217,7 @@ MUTANTS = {
         ),
         Mutant(
             "destination-first",
-            "a recovery asks the destination before the source",
+            "a recovery asks the destination before the source, and believes whoever answers",
             world=_asks_destination_first,
             schedule=early_recovery,
         ),

@@ -12,9 +12,10 @@ from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE
 from orchestrator.errors import AgentSilent, HostUnreachable
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
-from orchestrator.recovery import Recovered
+from orchestrator.recovery import Named, Recovered
 from tests.simulation.agents import Agent
 from tests.simulation.guardians import Forgetter, Settler
+from tests.simulation.hosts import ID
 from tests.simulation.world import KEEPALIVE, Life, Process, World
 
 _REACH = 0.3  # seconds to reach a host
@@ -33,10 +34,6 @@ class _Question:
 
     def __await__(self) -> Generator[_Question, Any, Any]:
         return (yield self)
-
-
-async def _ask(role: str, word: str | None) -> Any:
-    return await _Question(role, word)
 
 
 async def _forget(role: str) -> None:
@@ -70,8 +67,12 @@ class Recovery(Process):
 
     def recover(self) -> Any:
         """Returns what it has come to, or the error that broke it off."""
-        world = self.world
-        work: Coroutine[Any, Any, Recovered] = world.carry(_ask, self._told, _forget)
+        world, migration = self.world, self._migration()
+
+        async def ask(role: str, word: str | None) -> Any:
+            return world.vouched(await _Question(role, word), migration, role)
+
+        work: Coroutine[Any, Any, Recovered] = world.carry(ask, self._told, _forget)
         answer: Any = None
         world.note(f"{self.name}: begins")
         try:
@@ -86,6 +87,17 @@ class Recovery(Process):
             self.result = error
             world.note(f"{self.name}: {error.message}")
             return error
+
+    def _migration(self) -> Named:
+        """With the ids that the orchestrator's record has, or the named host's journal."""
+        hosts = self.world.hosts
+        ids = {role: host.id for role, host in hosts.items()}
+        if self.named:
+            history = hosts[self.named].history()
+            assert history is not None
+            other = DESTINATION if self.named == SOURCE else SOURCE
+            ids = {self.named: "", other: history.facts.get("other_host", "")}
+        return Named(ID, SOURCE, DESTINATION, 7, ids[SOURCE], ids[DESTINATION])
 
     def _told(self, result: Recovered) -> None:
         world = self.world

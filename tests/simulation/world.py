@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log
-from orchestrator.recovery import carry
+from orchestrator.recovery import carry, vouched
 from tests.simulation.hosts import FROZEN, NONE, RUNS, STREAMS, Host
 
 AGENTS, TO_SOURCE, TO_DESTINATION = "agents", SOURCE, DESTINATION  # the three connections
@@ -125,9 +125,10 @@ class World:
         self.now = 0.0
         self.steps = 0
         self.changed = False
-        # Two that a mutant puts others in the place of:
+        # Three that a mutant puts others in the place of:
         self.erases = True  # a journal takes back a decision that could not be synced
         self.carry: Any = carry
+        self.vouched: Any = vouched
         self.trace = trace
         self.cover: Counter[Any] = Counter()
         self._heap: list[tuple[float, int, Any, int]] = []
