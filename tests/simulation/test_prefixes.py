@@ -72,6 +72,16 @@ PATHS: dict[str, tuple[list[Fault], tuple[str, ...]]] = {
     "the destination's agent is killed after the hand-over": (
         kills(60, AGENT_OF[DESTINATION]), _LOST,
     ),
+    "the source's file system is read-only at its end": (
+        [Fault(62, "read-only", SOURCE, 300.0)], ("fault", "journal stays", SOURCE, "handed-over"),
+    ),
+    "the destination's is when it undoes": (
+        [Fault(45, "read-only", DESTINATION, 300.0)], ("guardian", "tries again", DESTINATION),
+    ),
+    "the source's lease ends in doubt": (
+        [Fault(58, "break", "link"), Fault(60, "lease", SOURCE)],
+        ("lease", "ends", SOURCE, "in-doubt"),
+    ),
     "somebody recovers meanwhile": (_RECOVER, ("fault", "recover", "id")),
 }  # fmt: skip
 
