@@ -25,6 +25,18 @@ def early_recovery(seed: int) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.at)
 
 
+def unreachable_source(seed: int) -> list[Fault]:
+    """The link breaks about the hand-over, and a recovery then does not reach the source."""
+    chance = random.Random(seed * 2 + 1)
+    at = chance.randrange(50, 70)
+    away = chance.choice((("cut", SOURCE, 150.0), ("hang", f"{SOURCE} agent", 130.0)))
+    return [
+        Fault(at, "break", "link"),
+        Fault(at + chance.randrange(8), *away),
+        Fault(at + chance.randrange(8, 20), "recover", "id"),
+    ]
+
+
 def unsynced_commit(seed: int) -> list[Fault]:
     """The commit cannot be synced, and the agent is killed at about that moment."""
     chance = random.Random(seed * 2 + 1)

@@ -10,7 +10,7 @@ from typing import Any
 from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Move, Table
 from orchestrator.recovery import Recovered, carry
-from tests.simulation.aims import early_recovery, unsynced_commit
+from tests.simulation.aims import early_recovery, unreachable_source, unsynced_commit
 from tests.simulation.faults import Fault, choose
 from tests.simulation.world import World
 
@@ -103,6 +103,17 @@ def _asks_destination_first(world: World) -> None:
     """Either is enough: a destination that knows nothing yet was not told to the source either."""
     world.carry = _destination_first
     world.vouched = lambda side, named, role: side
+
+
+def _forgets_early(world: World) -> None:
+    async def broken(ask: Any, told: Any, forget: Any) -> Recovered:
+        ended = await carry(ask, told, forget)
+        if not isinstance(ended.destination, AgentError):
+            with contextlib.suppress(AgentError):
+                await forget(DESTINATION)
+        return ended
+
+    world.carry = broken
 
 
 _GO_ON = TABLES[SOURCE].moves["handed-over", "failed"].do
@@ -214,6 +225,12 @@ MUTANTS = {
             "a decision that could not be synced stays in the journal",
             world=_keeps,
             schedule=unsynced_commit,
+        ),
+        Mutant(
+            "forgotten-early",
+            "a recovery has the destination forget before the source has ended",
+            world=_forgets_early,
+            schedule=unreachable_source,
         ),
         Mutant(
             "destination-first",
