@@ -42,13 +42,14 @@ _LINK_TIMEOUT = 30.0  # seconds for the source to connect
 _LOCK_TIMEOUT = 20.0  # seconds for it to ask for the lock, then
 _SLACK = 2.0  # seconds over the plan's blackout before this side gives up by itself
 _TAKE_OVER = 5.0  # seconds from the hand-over to the commit
+_NOTE_EVERY = 5.0  # seconds between notes for the guardian that this gets on
 _GOODBYE = 5.0  # seconds after the peers are awake for the source's last packets
 
 
 # What the source may say until it has said this; the lock comes before all that needs it.
 _IN_TURN = {
-    "lock": {"ping", "undo", "lock"},
-    "end": {"connections", "time_waits", "streams", "queue", "file", "undo", "end"},
+    "lock": {"ping", "undo", "pages", "lock"},
+    "end": {"pages", "connections", "time_waits", "streams", "queue", "file", "undo", "end"},
     "handover": {"undo", "handover"},
 }
 
@@ -66,6 +67,8 @@ class DestinationMigration:
         self._running = False
         self._handover: Record = {}
         self._stopped: set[int] = set()
+        self._noted = 0.0
+        self._to_fill = 0  # bytes
 
     # --- calls
 
@@ -161,11 +164,7 @@ class DestinationMigration:
         except TimeoutError:
             raise PeerLost(phase="check", detail="the source did not connect") from None
         self._machine.on("connect")
-        try:
-            async with asyncio.timeout(_LOCK_TIMEOUT):
-                await self._until("lock")
-        except TimeoutError:
-            raise PeerLost(phase="lock", detail="the source does not go on") from None
+        await self._until("lock", _LOCK_TIMEOUT)
         async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
             await self._until("end")
             self._machine.on("restore", **self._host.about_worker)
@@ -186,10 +185,18 @@ class DestinationMigration:
         await self._let_go()
         await self._finish()
 
-    async def _until(self, last: str) -> None:
-        """Take records in up to the one of kind `last`."""
+    async def _until(self, last: str, patience: float | None = None) -> None:
+        """Take records in up to the one of kind `last`; `patience`: seconds between them."""
+        heard = time.monotonic()
         while True:
-            record = await self._link.receive()
+            try:
+                async with asyncio.timeout(patience):
+                    record = await self._link.receive()
+            except TimeoutError:
+                raise PeerLost(phase="lock", detail="the source does not go on") from None
+            if patience is not None and time.monotonic() - heard > patience:
+                heard = time.monotonic()
+                self._custody.journal.note()  # else the guardian would take us for hung
             kind = record["kind"]
             if kind not in _IN_TURN[last]:
                 raise ProtocolError(detail=f"the source sent {shown(kind)} before {last!r}")
@@ -202,6 +209,9 @@ class DestinationMigration:
         host = self._host
         if kind == "file":
             await self._store(record)
+        elif kind == "pages":
+            await self._faults.at("pages")
+            host.take_pages(record)
         elif kind in ("streams", "queue"):
             if streams := self._collector.feed(record):
                 with self._phases.step("restore_streams"):
@@ -282,7 +292,22 @@ class DestinationMigration:
         await asyncio.wait({listening}, timeout=_GOODBYE)
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
+        if host.fills:
+            with contextlib.suppress(AgentError):
+                await self._faults.at("fill")
+            with self._phases.step("fill"):
+                await host.filled(self._left)
         self._machine.back("ended")
+
+    def _left(self, left: int) -> None:
+        """So much of the process's memory is not in its place yet."""
+        self._to_fill = max(self._to_fill, left)
+        done = {"done": self._to_fill - left, "total": self._to_fill}
+        self._server.send_event("progress", {"what": "fill", **done})
+        if time.monotonic() - self._noted > _NOTE_EVERY:
+            self._noted = time.monotonic()
+            with contextlib.suppress(JournalError):
+                self._custody.journal.note()
 
     async def _late_packets(self) -> None:
         """Replay what still reached the source, until it says goodbye or is gone."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from agent.freeze import Tree
 from agent.host import MAX_SOCKETS, Host, from_rows
 from agent.image.records import Record
 from agent.kernel import proc, uapi
+from agent.memory.paging import Paging
+from agent.memory.store import PageStores
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
 from agent.phases import Phases
@@ -58,12 +60,15 @@ class DestinationHost(Host):
         self._locked_time_waits = False
         self._worker: CriuWorker | None = None
         self._tree: Tree | None = None
+        self._stores: PageStores | None = None
+        self._paging: Paging | None = None
         self._restoring: asyncio.Task[int] | None = None
         self._took_addresses = False
         self.resumed_at = 0.0
         self.replayed = 0
         devices = [one.destination_device for one in plan.addresses]
-        super().__init__(plan, phases, faults, devices, 2 * plan.memory + _ROOM)
+        self._limit = 2 * plan.memory + _ROOM
+        super().__init__(plan, phases, faults, devices, self._limit)
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         opened.callback(self._close_sockets)
@@ -171,6 +176,15 @@ class DestinationHost(Host):
         rows = (remembered(stream) for _, stream in self._restored if stream.has_peer)
         return [row for row in rows if row is not None]
 
+    def take_pages(self, record: Record) -> None:
+        """Keep memory that comes ahead, and have somebody ready to give it to the process."""
+        if self._stores is None:
+            self._stores = PageStores(self._store.path, self._limit)
+            self._opened.callback(self._stores.close)
+            self._paging = Paging(self._store.path)
+            self._opened.callback(self._paging.close)
+        self._stores.take(record)
+
     def store(self, name: str, data: bytes) -> None:
         self._store.write(name, data)
 
@@ -184,8 +198,11 @@ class DestinationHost(Host):
             if not self._inheritable.issuperset(inherit.values()):
                 self._start_worker()
             assert self._worker is not None
+            if self._paging is not None:
+                await self._paging.ready()
+            lazy = self._paging is not None
             self._restoring = asyncio.create_task(
-                self._worker.restore(inherit, shell_job=self._plan.shell_job)
+                self._worker.restore(inherit, shell_job=self._plan.shell_job, lazy=lazy)
             )
             pid = await asyncio.shield(self._restoring)
             self._hold_tree(pid)
@@ -224,6 +241,8 @@ class DestinationHost(Host):
         self._tree.stopped_before = stopped
         self._tree.thaw()
         self.resumed_at = time.monotonic()
+        if self._paging is not None:
+            self._paging.fill()
 
     def replay(self, packets: list[bytes]) -> None:
         """Give the stack what the peers sent while they were locked out."""
@@ -248,6 +267,16 @@ class DestinationHost(Host):
             with contextlib.suppress(OSError):  # it has come to an end meanwhile
                 return opening.fit(waking.sock, waking.stream, packet)
         return packet
+
+    @property
+    def fills(self) -> bool:
+        """Whether memory is still given to the process while it runs."""
+        return self._paging is not None
+
+    async def filled(self, left: Callable[[int], None]) -> None:
+        """Wait until the process has all of its memory. Raises `PagerFailed`."""
+        if self._paging is not None:
+            await self._paging.filled(left)
 
     async def wake(self) -> None:
         """Wait (bounded) until each peer has answered."""
@@ -298,6 +327,8 @@ class DestinationHost(Host):
     async def _end_tree(self) -> None:
         if self._tree is not None:
             await self._tree.kill()
+        if self._paging is not None:
+            self._paging.end()
 
     async def _restore_ended(self) -> None:
         """A restore that is under way is left to its end, so that all of its tree is known."""

@@ -66,6 +66,7 @@ def _points(
 POINTS = [
     *_points(SOURCE, [
         ("prepare", "its journal is begun, nothing else"),
+        ("pre_copy", "the link is there, no memory is sent"),
         ("lock", "the link is there, nothing is touched"),
         ("locked", "both hosts are locked, the process runs"),
         ("freeze", "the process is frozen"),
@@ -81,6 +82,7 @@ POINTS = [
     *_points(DESTINATION, [
         ("prepare", "its journal is begun, nothing else"),
         ("lock", "the source asks for the lock"),
+        ("pages", "memory comes ahead"),
         ("restore_streams", "streams have come"),
         ("ship", "images come"),
         ("restore_process", "CRIU is about to restore"),
@@ -92,6 +94,7 @@ POINTS = [
         ("release", "the lock is lifted, the streams are not awake"),
         ("thaw", "the streams are awake, the process is not"),
         ("replay", "the process runs"),
+        ("fill", "not all of its memory is in its place"),
         ("end", "the peers are awake"),
     ]),
     *_points(LINK, [

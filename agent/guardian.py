@@ -12,18 +12,14 @@ import math
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from agent import offspring
 from agent.journal import DIRECTORY, History, read
 from agent.protocol import SOURCE, TABLES, Found
 
-_CODE = (
-    "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)];"
-    "from agent.guardian import main; main()"
-)
 _LOOK = 1.0  # seconds between looks into the journal of an agent that lives
 _UNLOCKED = 180.0  # seconds until the lock: the two agents are told to run within moments
 _SLACK = 90.0  # seconds over the blackout: an undo waits up to a minute for CRIU
@@ -40,20 +36,9 @@ class Guardian:
     def __init__(self, migration_id: str, role: str, directory: Path = DIRECTORY) -> None:
         """Start it. Raises `OSError`."""
         watched, self._pipe = os.pipe()
-        root = sys.path[0]  # where this package is: a directory, or the agent's archive
-        archive = [int(Path(root).name)] if root.startswith("/proc/self/fd/") else []
-        root = root if archive else str(Path(__file__).resolve().parents[1])
-        arguments = [root, migration_id, role, str(directory), str(watched), str(os.getpid())]
+        arguments = [migration_id, role, str(directory), str(watched), str(os.getpid())]
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                pass_fds=(watched, *archive),
-                start_new_session=True,
-            )
+            self._process = offspring.start("agent.guardian", arguments, [watched])
         except BaseException:
             os.close(self._pipe)
             raise
@@ -130,14 +115,15 @@ class Patience:
 def stage_of(history: History) -> tuple[str, float]:
     """What an agent is at, and the seconds in which any that is well gets beyond it."""
     table = TABLES[history.role]
+    told = f"{len(history.entries)} records"  # it notes that it gets on, where that may take long
     if table.states[history.state].found is Found.ASK and history.state not in table.silence:
         return "in doubt", math.inf
     if history.entered("committed") is not None:
         running = history.role == SOURCE or "resumed" in history.facts
-        return ("ending", _END) if running else ("releasing", _RELEASE)
+        return (f"ending, {told}", _END) if running else ("releasing", _RELEASE)
     if history.entered("locked") is not None:
         return "blackout", float(history.facts["plan"]["max_blackout"]) + _SLACK
-    return "preparing", _UNLOCKED
+    return f"preparing, {told}", _UNLOCKED
 
 
 def _take_over(directory: Path, migration_id: str, role: str) -> None:

@@ -22,6 +22,7 @@ ID_PATTERN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 
 DEFAULT_IMAGES_DIR = "/run/streamferry"
 DEFAULT_MAX_BLACKOUT = 10.0  # seconds
+STOP, PRE_COPY = MEMORY_MODES = ("stop", "pre-copy")  # how the memory goes
 
 MAX_BLACKOUT_LIMIT = 3600.0  # seconds
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
@@ -30,6 +31,7 @@ MAX_ADDRESSES = 256
 MAX_LISTENERS = 4096
 MAX_LINK_HOSTS = 64
 MAX_FAULTS = 64
+MAX_ROUNDS = 100
 _MAX_MEMORY = 1 << 47
 _MAX_PATH = 3072  # below PATH_MAX, with room for the names inside
 _MAX_TEXT = 255
@@ -78,6 +80,8 @@ class Plan:
     destination: str = "destination"
     images_dir: str = DEFAULT_IMAGES_DIR
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
+    memory_mode: str = STOP  # one of MEMORY_MODES
+    max_rounds: int = 8  # of pre-copy, before the process stands still
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent
     missing_options: bool = False  # socket options that the destination lacks are left out
@@ -108,6 +112,8 @@ class Plan:
             destination=_text(values["destination"], "destination"),
             images_dir=_path(values["images_dir"], "images_dir"),
             max_blackout=_seconds(values["max_blackout"], "max_blackout"),
+            memory_mode=_one_of(values["memory_mode"], MEMORY_MODES, "memory_mode"),
+            max_rounds=_integer(values["max_rounds"], 1, MAX_ROUNDS, "max_rounds"),
             replay=_boolean(values["replay"], "replay"),
             boundary=_boolean(values["boundary"], "boundary"),
             missing_options=_boolean(values["missing_options"], "missing_options"),
@@ -197,6 +203,12 @@ def _text(value: object, where: str) -> str:
         raise _malformed(where, f"{shown(value, 80)} is not a short text")
     if not value.isprintable():
         raise _malformed(where, f"{shown(value, 80)} has characters that cannot be printed")
+    return value
+
+
+def _one_of(value: object, choices: tuple[str, ...], where: str) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise _malformed(where, f"{shown(value, 80)} is none of {', '.join(choices)}")
     return value
 
 

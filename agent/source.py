@@ -32,7 +32,7 @@ from agent.errors import (
 from agent.fault import LINK, Faults
 from agent.link import Link, LinkClient, Relay, where
 from agent.phases import Phases
-from agent.plan import Plan
+from agent.plan import PRE_COPY, Plan
 from agent.protocol import SOURCE
 from agent.server import Server
 from agent.source_host import SourceHost
@@ -160,6 +160,10 @@ class SourceMigration:
                 await self._compare_clocks(talk)
         except TimeoutError:
             raise PeerLost(phase="check", detail="it did not come up in time") from None
+        if self._plan.memory_mode == PRE_COPY:
+            with phases.step("pre_copy"):
+                await self._faults.at("pre_copy")
+                await host.copy_ahead(self._link, self._gets_on)
         machine.on("lock")
         with phases.step("lock"):
             try:
@@ -193,6 +197,10 @@ class SourceMigration:
         except TimeoutError:
             raise PeerLost(phase="commit", detail="it does not answer") from None
         self._to_end = machine.back("committed")
+
+    def _gets_on(self) -> None:
+        """For the guardian, which takes an agent that is at one thing for long for hung."""
+        self._custody.journal.note()
 
     async def _lock(self, talk: Conversation) -> None:
         host, send = self._host, self._link.send
@@ -331,5 +339,6 @@ class SourceMigration:
             "clock_error": self._clock.error if self._clock.error < 1e6 else 0.0,
             "streams": host.stream_reports(),
             "bytes": host.bytes_sent(),
+            "rounds": host.rounds(),
             "relayed": self._link.relayed,
         }

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.address import AddressError
@@ -20,6 +20,7 @@ from agent.image.streams import stream_records
 from agent.kernel import proc, uapi
 from agent.kernel.nflog import PacketLog
 from agent.link import Link
+from agent.memory.ahead import Ahead, another
 from agent.netlock import apply, render
 from agent.netlock.apply import LockError
 from agent.netlock.render import Connection
@@ -59,6 +60,7 @@ class SourceHost(Host):
         self._sockets: dict[int, socket.socket] = {}
         self._dumping: asyncio.Task[None] | None = None
         self._shipper: Shipper | None = None
+        self._ahead: Ahead | None = None
         self._packets: list[bytes] = []
         self._locked = False
         self._gave_addresses = False
@@ -74,6 +76,15 @@ class SourceHost(Host):
         opened.callback(self._abandon)
 
     # --- forward
+
+    async def copy_ahead(self, link: Link, done: Callable[[], None]) -> None:
+        """Send the memory while the process runs; `done` is called after each round."""
+        self._ahead = ahead = Ahead(link, self._progress)
+        self._opened.callback(ahead.close)
+        while another(ahead.rounds, self._plan.max_rounds):
+            self._tree.refresh()
+            await ahead.round(self._tree.pids)
+            done()
 
     def inventory(self) -> dict[str, Any]:
         """The connections of now: {"connections": [[family, local, ...]], "families": [AF_*]}"""
@@ -150,6 +161,9 @@ class SourceHost(Host):
             for record in stream_records(self._streams):
                 link.send(record)
                 await link.drain()
+        if self._ahead is not None:
+            with phases.step("ship"):
+                await self._ahead.round(self._tree.pids)
         self._shipper = Shipper(link, self._store.path, self._progress)
         self._opened.callback(self._shipper.close)
         await self._shipper.follow(self._dumping)
@@ -160,7 +174,8 @@ class SourceHost(Host):
     async def _dump_process(self) -> None:
         with self._phases.step("dump_process"):
             await self._faults.at("dump_process")
-            await self._worker.dump(self._plan.pid, shell_job=self._plan.shell_job)
+            lazy = self._ahead is not None
+            await self._worker.dump(self._plan.pid, shell_job=self._plan.shell_job, lazy=lazy)
 
     def _dump_streams(self, link: Link) -> None:
         fresh: list[Connection] = []
@@ -283,10 +298,15 @@ class SourceHost(Host):
             if stream.has_peer
         ]
 
+    def rounds(self) -> list[dict[str, Any]]:
+        """As `Ahead.report`; none where the memory goes at once."""
+        return self._ahead.report() if self._ahead is not None else []
+
     def bytes_sent(self) -> dict[str, int]:
         shipper = self._shipper
         return {
-            "memory": shipper.memory_bytes if shipper else 0,
+            "memory": (shipper.memory_bytes if shipper else 0)
+            + (self._ahead.sent if self._ahead else 0),
             "streams": sum(
                 len(stream.send_queue) + len(stream.receive_queue) for stream in self._streams
             ),

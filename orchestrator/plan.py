@@ -17,6 +17,8 @@ from agent.plan import (
     DEFAULT_IMAGES_DIR,
     DEFAULT_MAX_BLACKOUT,
     MAX_BLACKOUT_LIMIT,
+    PRE_COPY,
+    STOP,
     Listener,
     Plan,
     new_id,
@@ -34,6 +36,8 @@ IMAGES_MARGIN = 16 << 20  # bytes of room beside the memory of the process
 SPARE_DESCRIPTORS = 256  # of an agent, beside one a socket
 
 _MIB = 1 << 20
+AUTO = "auto"
+_WORTH_AHEAD = 64 << 20  # bytes of memory that are sent ahead rather than at once
 
 __all__ = ["Options", "Refusal", "check_hosts", "plan"]
 
@@ -45,6 +49,8 @@ class Options:
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     images_dir: str = DEFAULT_IMAGES_DIR
     address: tuple[str, ...] = ()  # service addresses that no socket shows
+    memory_mode: str = AUTO  # or one of MEMORY_MODES
+    max_rounds: int = 8
     replay: bool = True
     boundary: bool = True
     missing_options: bool = False  # go without socket options that the destination lacks
@@ -144,6 +150,8 @@ class _Judge:
             destination=self.destination,
             images_dir=options.images_dir,
             max_blackout=options.max_blackout,
+            memory_mode=self._memory_mode(),
+            max_rounds=options.max_rounds,
             replay=options.replay,
             boundary=options.boundary,
             missing_options=options.missing_options,
@@ -151,6 +159,13 @@ class _Judge:
             faults=options.faults,
         )
         return Plan.from_wire(made.to_wire())  # what an agent would refuse is refused here
+
+    def _memory_mode(self) -> str:
+        """What `auto` comes to: ahead, where it is worth it, and DST can take it lazily."""
+        if self.options.memory_mode != AUTO:
+            return self.options.memory_mode
+        able = self.destination_host["userfault"] is None
+        return PRE_COPY if able and self.process["memory"] >= _WORTH_AHEAD else STOP
 
     def _processes(self) -> Iterator[Refusal]:
         for one in self.process["processes"]:
@@ -255,6 +270,9 @@ class _Judge:
                 )
 
     def _room(self) -> Iterator[Refusal]:
+        problem = self.destination_host["userfault"]
+        if self.options.memory_mode == PRE_COPY and problem is not None:
+            yield refusal("no-userfaultfd", host=self.destination, detail=problem)
         memory = self.process["memory"]
         sockets = len(self.process["connections"]) + len(self.process["listeners"])
         needed = sockets + SPARE_DESCRIPTORS

@@ -78,6 +78,11 @@ TABLE: dict[str, Words] = {
         "the agent on {host} cannot open a packet socket: {detail}",
         "Give it CAP_NET_RAW on {host}, and a kernel with AF_PACKET (CONFIG_PACKET).",
     ),
+    "no-userfaultfd": Words(
+        "memory cannot be sent ahead: userfaultfd does not work on {host}: {detail}",
+        "Use `--memory stop`, or give the agent on {host} CAP_SYS_PTRACE and a kernel with "
+        "CONFIG_USERFAULTFD (4.11 or later).",
+    ),
     "choose-pid": Words(
         "no process can be given its old PID on {host}: {detail}",
         "The agent on {host} needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and in a container "

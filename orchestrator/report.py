@@ -18,6 +18,7 @@ from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
 from orchestrator.refusals import Refusal
 
 _NAMES = {
+    "pre_copy": "copy ahead",
     "dump_streams": "dump streams",
     "dump_process": "dump process",
     "restore_streams": "restore streams",

@@ -12,11 +12,13 @@ from collections.abc import Collection, Iterator
 
 from agent.criu import messages
 from agent.image.records import ImageError
+from agent.memory.layout import PAGE
 
 # criu/include/magic.h
 _IMG_COMMON_MAGIC = 0x54564319
 _FILES_MAGIC = 0x56303138
 _FDINFO_MAGIC = 0x56213732
+_PAGEMAP_MAGIC = 0x56084025
 _MAGICS = struct.Struct("=II")
 _SIZE = struct.Struct("=I")
 
@@ -39,6 +41,22 @@ def _entries(image: bytes, magic: int, name: str) -> Iterator[bytes]:
             raise ImageError(detail=f"{name} ends inside an entry")
         yield image[offset : offset + size]
         offset += size
+
+
+def lazy_ranges(image: bytes) -> list[tuple[int, int]]:
+    """Start and end of what a pagemap-N.img leaves to be restored lazily, by address.
+
+    Raises `ImageError`.
+    """
+    found: list[tuple[int, int]] = []
+    entries = _entries(image, _PAGEMAP_MAGIC, "pagemap.img")
+    next(entries, None)  # the head
+    for data in entries:
+        entry = messages.PagemapEntry.FromString(data)
+        if entry.flags & messages.PE_LAZY:
+            pages = entry.nr_pages or entry.compat_nr_pages
+            found.append((entry.vaddr, entry.vaddr + pages * PAGE))
+    return sorted(found)
 
 
 def rewrite_files(image: bytes, inodes: Collection[int]) -> tuple[bytes, set[int], set[int]]:

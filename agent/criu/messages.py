@@ -1,8 +1,8 @@
 """The protobuf messages of CRIU that we read or write, by field number.
 
 Only the fields we touch are declared: protobuf keeps the others as it found them. Numbers are from
-CRIU's images/rpc.proto (MIT), fdinfo.proto and regfile.proto, version 4.2. Messages we only carry
-along are declared as bytes, which have the same encoding.
+CRIU's images/rpc.proto (MIT), fdinfo.proto, pagemap.proto and regfile.proto, version 4.2.
+Messages we only carry along are declared as bytes, which have the same encoding.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ RESTORE = 2
 # enum criu_network_lock_method, criu_cg_mode
 NETWORK_LOCK_SKIP = 3
 CGROUPS_IGNORE = 0
+
+# criu/include/pagemap.h, flags of a pagemap_entry
+PE_LAZY = 2
 
 # enum fd_types
 FD_REG = 1
@@ -40,6 +43,8 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "inherit_fd": (27, "InheritFd*"),
         "manage_cgroups_mode": (34, "int32"),
         "ghost_limit": (35, "uint32"),
+        "lazy_pages": (48, "bool"),
+        "config_file": (51, "string"),
         "tcp_close": (52, "bool"),
         "network_lock": (64, "int32"),
         "leave_stopped": (69, "bool"),
@@ -58,6 +63,8 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     "File": {"type": (1, "int32"), "id": (2, "uint32"), "reg": (3, "RegFile"),
              "isk": (4, "InetSocket")},
     "InetSocket": {"ino": (2, "uint32"), "flags": (9, "uint32"), "fown": (13, "bytes")},
+    "PagemapEntry": {"vaddr": (1, "uint64"), "compat_nr_pages": (2, "uint32"),
+                     "flags": (4, "uint32"), "nr_pages": (5, "uint64")},
     "RegFile": {"id": (1, "uint32"), "flags": (2, "uint32"), "pos": (3, "uint64"),
                 "fown": (5, "bytes"), "name": (6, "string")},
 }  # fmt: skip
@@ -95,3 +102,4 @@ Request: Any = _classes["Request"]
 Response: Any = _classes["Response"]
 File: Any = _classes["File"]
 FdInfo: Any = _classes["FdInfo"]
+PagemapEntry: Any = _classes["PagemapEntry"]

@@ -11,6 +11,7 @@ import re
 import select
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 from agent.criu import messages
 from agent.errors import AgentError
 
+# struct page_server_iov, criu/page-xfer.c: command, pages, address, id; PS_IOV_CLOSE
+_NO_PAGES = struct.pack("=I4xQQQ", 0x1023, 0, 0, 0)
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _LOG_LEVEL = 2  # errors and warnings
 _GHOST_LIMIT = 64 << 20  # bytes of a deleted file that goes into the images
@@ -58,7 +61,9 @@ class CriuWorker:
         self._log = images / log_name
         self._log_name = log_name
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._pages, server = socket.socketpair()
+        self._page_server = server.fileno()
+        with theirs, server:
             self._socket = ours
             self._process = subprocess.Popen(
                 [find_criu(), "swrk", str(theirs.fileno())],
@@ -66,8 +71,8 @@ class CriuWorker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_ENVIRONMENT,
-                cwd="/",
-                pass_fds=(theirs.fileno(), *pass_fds),
+                cwd=images,
+                pass_fds=(theirs.fileno(), server.fileno(), *pass_fds),
                 start_new_session=True,
                 umask=0o077,
             )
@@ -78,24 +83,33 @@ class CriuWorker:
     def pid(self) -> int:
         return self._process.pid
 
-    async def dump(self, pid: int, *, shell_job: bool) -> None:
-        """Dump the tree of `pid` into the images directory, leaving it stopped."""
-        request = self._request(messages.DUMP, shell_job)
+    async def dump(self, pid: int, *, shell_job: bool, lazy: bool = False) -> None:
+        """Dump the tree of `pid` into the images directory, leaving it stopped.
+
+        `lazy`: without its private anonymous memory, of which only the addresses are written.
+        """
+        request = self._request(messages.DUMP, shell_job, lazy)
         request.opts.pid = pid
+        if lazy:
+            # CRIU would serve the pages itself; over a socket of ours, on which nobody asks.
+            config = self._images / "criu.conf"
+            config.write_text(f"ps-socket {self._page_server}\n")
+            request.opts.config_file = str(config)
+            self._pages.sendall(_NO_PAGES)
         await self._call(request, "dump")
 
-    async def restore(self, inherit: dict[str, int], *, shell_job: bool) -> int:
+    async def restore(self, inherit: dict[str, int], *, shell_job: bool, lazy: bool = False) -> int:
         """Restore from the images directory, stopped; `inherit` maps keys to `pass_fds`.
 
-        Returns the PID of the tree's root.
+        `lazy`: an `agent.memory.pager` waits in that directory. Returns the PID of the tree's root.
         """
-        request = self._request(messages.RESTORE, shell_job)
+        request = self._request(messages.RESTORE, shell_job, lazy)
         for key, fd in inherit.items():
             request.opts.inherit_fd.add(key=key, fd=fd)
         response = await self._call(request, "restore")
         return int(response.restore.pid)
 
-    def _request(self, kind: int, shell_job: bool) -> Any:
+    def _request(self, kind: int, shell_job: bool, lazy: bool) -> Any:
         request = messages.Request(type=kind)
         opts = request.opts
         opts.log_level = _LOG_LEVEL
@@ -107,6 +121,7 @@ class CriuWorker:
         opts.file_locks = True
         opts.ghost_limit = _GHOST_LIMIT
         opts.shell_job = shell_job
+        opts.lazy_pages = lazy
         return request
 
     async def _call(self, request: Any, action: str) -> Any:
@@ -149,6 +164,7 @@ class CriuWorker:
     def close(self) -> None:
         """End the process (it ends by itself when the socket closes) and reap it."""
         self._socket.close()
+        self._pages.close()
         if self._process.poll() is None:
             try:
                 self._process.wait(timeout=0.05)

@@ -60,6 +60,7 @@ class HostFacts(TypedDict):
     raw_socket: str | None
     packet_socket: str | None
     choose_pid: str | None
+    userfault: str | None
     tables: list[str]  # nftables tables of Streamferry that exist
     memory_available: int  # MemAvailable, or what the cgroup's limit leaves
     images: ImagesFacts

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from agent import private
-from agent.kernel import proc, sockdiag, uapi
+from agent.kernel import proc, sockdiag, uapi, userfault
 from agent.probe import criu
 from agent.probe.capabilities import has, missing
 from agent.probe.facts import AddressFacts, HostFacts, ImagesFacts
@@ -57,6 +57,7 @@ def look(images_dir: str) -> HostFacts:
         raw_socket=_tried(_try_raw),
         packet_socket=_tried(_try_packet),
         choose_pid=_tried(_try_choose_pid),
+        userfault=_tried(userfault.attempt),
         tables=_tables(),
         memory_available=proc.memory_available(),
         images=_images(images_dir),

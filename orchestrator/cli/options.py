@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import click
 
 from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_USAGE, AgentError
-from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_BLACKOUT_LIMIT, MAX_PID
+from agent.plan import (
+    DEFAULT_IMAGES_DIR,
+    DEFAULT_MAX_BLACKOUT,
+    MAX_BLACKOUT_LIMIT,
+    MAX_PID,
+    MAX_ROUNDS,
+    MEMORY_MODES,
+)
 
 Command = Callable[..., Any]
 _T = TypeVar("_T")
@@ -35,6 +42,16 @@ _OPTIONS = [
     click.option(
         "--address", multiple=True, metavar="ADDR",
         help="A service address that no socket shows (a wildcard listener's). Repeatable.",
+    ),
+    click.option(
+        "--memory", "memory_mode", type=click.Choice(["auto", *MEMORY_MODES]), default="auto",
+        show_default=True,
+        help="How the memory goes. stop: all of it while the process stands still. pre-copy: most "
+        "of it before, round by round. auto: by its size, and what DST can do.",
+    ),
+    click.option(
+        "--max-rounds", type=click.IntRange(1, MAX_ROUNDS), default=8, show_default=True,
+        metavar="N", help="Of pre-copy, before the process stands still.",
     ),
     click.option(
         "--images-dir", default=DEFAULT_IMAGES_DIR, show_default=True, metavar="DIR",
@@ -73,6 +90,8 @@ def make_request(given: dict[str, Any]) -> Any:
             max_blackout=given["max_blackout"],
             images_dir=given["images_dir"],
             address=tuple(given["address"]),
+            memory_mode=given["memory_mode"],
+            max_rounds=given["max_rounds"],
             replay=not given["test_no_replay"],
             boundary=not given["test_ignore_boundary"],
             missing_options=given["without_missing_options"],

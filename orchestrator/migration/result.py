@@ -22,6 +22,7 @@ from orchestrator.refusals import Refusal
 
 PHASES = (
     "check",
+    "pre_copy",
     "lock",
     "freeze",
     "dump_streams",
@@ -33,6 +34,7 @@ PHASES = (
     "take_over",
     "unlock",
     "replay",
+    "fill",
 )
 MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
 OVER = "over"  # of a recovery: neither host knows of it; it has ended, or never begun
@@ -79,6 +81,13 @@ class MovedBytes(TypedDict):
     files: int
 
 
+class RoundReport(TypedDict):
+    """A round of memory that was sent ahead; the last is in the blackout."""
+
+    bytes: int
+    ms: _Number
+
+
 class ErrorTold(TypedDict):
     """What `described` returns."""
 
@@ -114,6 +123,7 @@ class Result(Ending):
     streams: list[StreamResult]
     replayed_packets: int
     bytes: MovedBytes
+    rounds: list[RoundReport]
 
 
 class SourceReport(TypedDict):
@@ -127,6 +137,7 @@ class SourceReport(TypedDict):
     clock_error: _Number
     streams: list[StreamReport]
     bytes: MovedBytes
+    rounds: list[RoundReport]
     relayed: bool
 
 
@@ -185,6 +196,7 @@ def empty(migration_id: str, source: str, destination: str, pid: int) -> Json:
         "streams": [],
         "replayed_packets": 0,
         "bytes": {"memory": 0, "streams": 0, "files": 0},
+        "rounds": [],
     }
 
 
@@ -227,6 +239,7 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
         result["replayed_packets"] = destination["replayed_packets"]
     if source is not None:
         result["bytes"] = source["bytes"]
+        result["rounds"] = source["rounds"]
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:

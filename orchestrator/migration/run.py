@@ -66,6 +66,7 @@ class Run:
         self._pid = pid
         self._listener = listener
         self._relaying = False
+        self._got_on = 0.0  # when an agent last said so, by the loop's clock
         for agent, other in ((source, destination), (destination, source)):
             agent.on_event("phase", self._phase)
             agent.on_event("progress", self._progress)
@@ -123,6 +124,7 @@ class Run:
 
     def _progress(self, data: dict[str, Any]) -> None:
         done, total = data.get("done"), data.get("total")
+        self._got_on = asyncio.get_running_loop().time()
         if isinstance(done, int) and isinstance(total, int):
             self._listener.progress(done, total)
 
@@ -150,8 +152,11 @@ class Run:
     async def _within(
         self, task: asyncio.Task[DestinationReport | AgentError], seconds: float
     ) -> DestinationReport | AgentError:
-        """The destination's report, or why there is none."""
-        await asyncio.wait({task}, timeout=seconds)
+        """The destination's report, or why there is none; it may take long while it gets on."""
+        now = asyncio.get_running_loop().time
+        begin = now()
+        while not task.done() and (left := max(begin, self._got_on) + seconds - now()) > 0:
+            await asyncio.wait({task}, timeout=left)
         if task.done():
             return task.result()
         task.cancel()

@@ -59,6 +59,7 @@ def host(name: str, own: str, own6: str, *more: AddressFacts) -> HostFacts:
         raw_socket=None,
         packet_socket=None,
         choose_pid=None,
+        userfault=None,
         tables=[],
         memory_available=4 * GIB,
         images={"path": "/run", "tmpfs": True, "free": 2 * GIB, "problem": None},

@@ -1,0 +1,94 @@
+"""Pages of one process that have come ahead of it: a sparse file on the images' tmpfs.
+
+A page lies at its own address in the file; what was never written, or was zeros, is a hole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from agent.errors import ProtocolError
+from agent.image.records import ImageTooLarge, Record
+from agent.image.store import ImagesFull
+from agent.kernel.syscalls import punch_hole
+from agent.memory.layout import LARGEST, PAGE
+from agent.plan import checked_pid
+
+MAX_RUNS = 1 << 16  # of a record
+MAX_PROCESSES = 1 << 12
+_BLOCK = 512  # bytes, of st_blocks
+
+
+def file_name(pid: int) -> str:
+    return f"memory-{pid}"
+
+
+class PageStores:
+    """The files of all processes of one migration."""
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        """`limit`: bytes that they may take in all."""
+        self._directory = directory
+        self._limit = limit
+        self._files: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+
+    def take(self, record: Record) -> int:
+        """A record {"pid": int, "runs": [[address, pages, has data]], "data": bytes}.
+
+        Returns the bytes of pages in it. Raises `ProtocolError`, `ImageTooLarge`, `ImagesFull`.
+        """
+        pid, runs, data = checked_pid(record.get("pid")), record.get("runs"), record.get("data")
+        if not isinstance(runs, list) or len(runs) > MAX_RUNS or not isinstance(data, bytes):
+            raise ProtocolError(detail="a malformed record of pages")
+        view = memoryview(data)
+        try:
+            fd = self._file(pid)
+            for run in runs:
+                view = self._run(fd, run, view)
+            self._sizes[pid] = os.fstat(fd).st_blocks * _BLOCK
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                raise ImagesFull(path=str(self._directory)) from error
+            raise
+        if view:
+            raise ProtocolError(detail="a record of pages with data that belongs to none")
+        if (size := sum(self._sizes.values())) > self._limit:
+            raise ImageTooLarge(length=size, limit=self._limit)
+        return len(data)
+
+    def _run(self, fd: int, run: object, view: memoryview) -> memoryview:
+        match run:
+            case [int(address), int(pages), int(has_data)] if (
+                address % PAGE == 0 and pages > 0 and 0 <= address <= LARGEST - pages * PAGE
+            ):
+                length = pages * PAGE
+            case _:
+                raise ProtocolError(detail="a malformed run of pages")
+        if not has_data:
+            punch_hole(fd, address, length)
+            return view
+        if len(view) < length:
+            raise ProtocolError(detail="a record of pages with less data than it says")
+        while length:
+            done = os.pwrite(fd, view[:length], address)
+            view, address, length = view[done:], address + done, length - done
+        return view
+
+    def _file(self, pid: int) -> int:
+        fd = self._files.get(pid)
+        if fd is None:
+            if len(self._files) >= MAX_PROCESSES:
+                raise ProtocolError(detail="pages of too many processes")
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(self._directory / file_name(pid), flags, 0o600)
+            self._files[pid] = fd
+        return fd
+
+    def close(self) -> None:
+        """Idempotent."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
