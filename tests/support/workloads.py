@@ -9,7 +9,7 @@ def start_redis(lab: Lab, address: str = SERVICE, host: str = "src") -> int:
     lab.add_address(host, address)
     command = (
         f"redis-server --bind {address} --port 6379 --save '' --appendonly no "
-        "--protected-mode no --dir /tmp --daemonize no"
+        "--protected-mode no --dir /tmp --daemonize no --enable-debug-command yes"
     )
     pid = lab.start(host, command)
     ping = f"redis-cli -h {address} ping"
