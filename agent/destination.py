@@ -342,6 +342,7 @@ class DestinationMigration:
             "outcome": "migrated" if self._machine.committed else self._machine.state,
             "error": None if error is None else {**error.to_wire(), "phase": phase},
             "phases_ms": self._phases.ms,
+            "spans": self._phases.spans,
             "resumed_at": host.resumed_at,
             "wake": host.wake_reports(),
             "replayed_packets": host.replayed,

@@ -17,6 +17,7 @@ class Phases:
     def __init__(self, send_event: SendEvent) -> None:
         self._send_event = send_event
         self.ms: dict[str, float] = {}
+        self.spans: list[list[Any]] = []  # [phase, start, seconds], by CLOCK_MONOTONIC
         self.current = "check"
         self.failed_in: str | None = None
         self.unwinding = False
@@ -41,6 +42,7 @@ class Phases:
     def add(self, name: str, seconds: float) -> None:
         """Say that phase `name` took this long and is over."""
         ms = seconds * 1000
+        self.spans.append([name, time.monotonic() - seconds, seconds])
         self.ms[name] = self.ms.get(name, 0.0) + ms
         self._send_event(
             "phase", {"name": name, "state": "end", "ms": ms, "unwinding": self.unwinding}

@@ -334,6 +334,7 @@ class SourceMigration:
             "outcome": outcome,
             "error": None if error is None else {**error.to_wire(), "phase": phase},
             "phases_ms": self._phases.ms,
+            "spans": self._phases.spans,
             "lock_at": host.locked_at,
             "clock_offset": self._clock.offset,
             "clock_error": self._clock.error if self._clock.error < 1e6 else 0.0,

@@ -11,9 +11,15 @@ from orchestrator.cli.options import print_json, run_driver, shared
 
 @click.command(name="move")
 @click.option("--dry-run", is_flag=True, help="Only check, as `migrate check` does.")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write the timeline of both hosts to FILE, in Chrome's trace format.",
+)
 @shared
 @click.pass_context
-def move(context: click.Context, /, dry_run: bool, **given: Any) -> int:
+def move(context: click.Context, /, dry_run: bool, trace: str | None, **given: Any) -> int:
     """Move process N from SRC to DST with its TCP connections.
 
     Exit status: 0 migrated, 1 rolled back, 2 usage (a host that is none, too), 3 refused, 4 in
@@ -24,6 +30,8 @@ def move(context: click.Context, /, dry_run: bool, **given: Any) -> int:
 
         return int(context.invoke(check, **given))
     driver, result = run_driver(given, "migrate")
+    if trace is not None:
+        _trace(trace, result)
 
     from orchestrator import report
     from orchestrator.migration.result import exit_status
@@ -38,3 +46,17 @@ def move(context: click.Context, /, dry_run: bool, **given: Any) -> int:
         elif error := result["error"]:
             report.problem(error["message"], error["hint"])
     return exit_status(result, driver.error)
+
+
+def _trace(path: str, result: dict[str, Any]) -> None:
+    import json
+    import sys
+
+    from orchestrator import report
+    from orchestrator.trace import chrome
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(chrome(result), file)
+    except OSError as error:
+        report.say(f"migrate: no trace in {path}: {error.strerror}", sys.stderr)

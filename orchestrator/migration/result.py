@@ -88,6 +88,15 @@ class RoundReport(TypedDict):
     ms: _Number
 
 
+class Span(TypedDict):
+    """A phase on one host; from the beginning of the blackout, by the source's clock."""
+
+    role: str
+    phase: str
+    start_ms: _Number
+    ms: _Number
+
+
 class ErrorTold(TypedDict):
     """What `described` returns."""
 
@@ -124,6 +133,7 @@ class Result(Ending):
     replayed_packets: int
     bytes: MovedBytes
     rounds: list[RoundReport]
+    timeline: list[Span]
 
 
 class SourceReport(TypedDict):
@@ -132,6 +142,7 @@ class SourceReport(TypedDict):
     outcome: str
     error: ReportedError | None
     phases_ms: dict[str, _Number]
+    spans: list[list[str | _Number]]  # [phase, start, seconds]
     lock_at: _Number
     clock_offset: _Number  # the destination's clock minus the source's
     clock_error: _Number
@@ -147,6 +158,7 @@ class DestinationReport(TypedDict):
     outcome: str
     error: ReportedError | None
     phases_ms: dict[str, _Number]
+    spans: list[list[str | _Number]]
     resumed_at: _Number
     wake: list[WakeReport]
     replayed_packets: int
@@ -197,6 +209,7 @@ def empty(migration_id: str, source: str, destination: str, pid: int) -> Json:
         "replayed_packets": 0,
         "bytes": {"memory": 0, "streams": 0, "files": 0},
         "rounds": [],
+        "timeline": [],
     }
 
 
@@ -240,6 +253,7 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
     if source is not None:
         result["bytes"] = source["bytes"]
         result["rounds"] = source["rounds"]
+        result["timeline"] = _timeline(source, destination)
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:
@@ -247,6 +261,24 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
             result["blackout_ms"] = (resumed - source["lock_at"]) * 1000.0
     if result["outcome"] != MIGRATED and result["error"] is None:
         result["error"] = _error(source) or _error(destination)
+
+
+def _timeline(source: SourceReport, destination: DestinationReport | None) -> list[Json]:
+    """What both hosts were at; nothing where the blackout never began."""
+    begin = source["lock_at"]
+    if not begin:
+        return []
+    spans = [("source", one, begin) for one in source["spans"]]
+    if destination is not None:
+        there = begin + source["clock_offset"]
+        spans += [("destination", one, there) for one in destination["spans"]]
+    found: list[Json] = []
+    for role, span, zero in spans:
+        match span:
+            case [str(phase), int() | float() as start, int() | float() as seconds]:
+                times = {"start_ms": (start - zero) * 1000.0, "ms": seconds * 1000.0}
+                found.append({"role": role, "phase": phase, **times})
+    return found
 
 
 def _streams(source: SourceReport, destination: DestinationReport | None) -> list[Json]:

@@ -107,8 +107,10 @@ def test_the_agent_is_killed_while_it_fills_in(lab: Lab, redis: int, data: str) 
     moved(lab, redis, migration, data)
 
 
-@pytest.mark.parametrize("point", ["pre_copy@source", "pages@destination", "dump_process@source",
-                                   "restore_process@destination", "restored@destination"])  # fmt: skip
+@pytest.mark.parametrize("point", [
+    "pre_copy@source", "pages@destination", "dump_process@source", "restore_process@destination",
+    "restored@destination",
+])  # fmt: skip
 @pytest.mark.parametrize("action", ["kill", "error"])
 def test_before_the_hand_over_it_goes_on_at_the_source(
     lab: Lab, redis: int, data: str, point: str, action: str

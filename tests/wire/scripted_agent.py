@@ -54,6 +54,7 @@ def source_report(outcome: str = "migrated", error: AgentError | None = None, **
         "streams": [stream(40000), stream(40001)],
         "bytes": {"memory": 5 << 20, "streams": 42, "files": 7000},
         "rounds": [],
+        "spans": [["lock", 99.99, 0.02], ["freeze", 100.01, 0.002]],
         "relayed": False,
         **over,
     }
@@ -66,6 +67,7 @@ def destination_report(
         "outcome": outcome,
         "error": None if error is None else {**error.to_wire(), "phase": "restore_process"},
         "phases_ms": dict(DESTINATION_PHASES),
+        "spans": [["restore_process", 150.02, 0.01]],
         "resumed_at": 150.04 if outcome == "migrated" else 0.0,
         "wake": [wake(40000), wake(40001)] if outcome == "migrated" else [],
         "replayed_packets": 3 if outcome == "migrated" else 0,
