@@ -83,7 +83,7 @@ class SourceHost(Host):
         self._opened.callback(ahead.close)
         while another(ahead.rounds, self._plan.max_rounds):
             self._tree.refresh()
-            await ahead.round(self._tree.pids)
+            await ahead.round(self._tree.pidfds)
             done()
 
     def inventory(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class SourceHost(Host):
                 await link.drain()
         if self._ahead is not None:
             with phases.step("ship"):
-                await self._ahead.round(self._tree.pids)
+                await self._ahead.round(self._tree.pidfds, last=True)
         self._shipper = Shipper(link, self._store.path, self._progress)
         self._opened.callback(self._shipper.close)
         await self._shipper.follow(self._dumping)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 # include/uapi/asm-generic/unistd.h: the same number on every architecture
@@ -18,6 +20,10 @@ _syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint]
 _fallocate = _libc.fallocate64
 _fallocate.restype = ctypes.c_int
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_process_vm_readv = _libc.process_vm_readv
+_process_vm_readv.restype = ctypes.c_ssize_t
+_process_vm_readv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p,
+                              ctypes.c_ulong, ctypes.c_ulong]  # fmt: skip
 _prctl = _libc.prctl
 _prctl.restype = ctypes.c_int
 _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -30,6 +36,8 @@ _getsockopt.argtypes = [ctypes.c_int] * 3 + [ctypes.c_char_p, ctypes.c_void_p]
 
 # include/uapi/linux/tcp.h, 6.7: TCP_AO_INFO, struct tcp_ao_info_opt
 _IPPROTO_TCP, _TCP_AO_INFO, _AO_INFO_SIZE = 6, 40, 56
+
+MAX_VECTORS = 1024  # UIO_MAXIOV, include/uapi/linux/uio.h
 
 # include/uapi/linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -46,16 +54,16 @@ def pidfd_getfd(pidfd: int, target: int) -> int:
     """
     fd = _syscall(_NR_PIDFD_GETFD, pidfd, target, 0)
     if fd < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"pidfd_getfd: {os.strerror(errno)}")
+        code = ctypes.get_errno()
+        raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
     return int(fd)
 
 
 def connect_unspecified(fd: int) -> None:
     """connect(2) to an address of AF_UNSPEC: the socket forgets its connection."""
     if _connect(fd, bytes(16), 16) < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"connect: {os.strerror(errno)}")
+        code = ctypes.get_errno()
+        raise OSError(code, f"connect: {os.strerror(code)}")
 
 
 def has_ao(fd: int) -> bool:
@@ -78,12 +86,32 @@ def ioctl_int(fd: int, request: int) -> int:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give back the memory of a part of a file that has been read (fallocate(2))."""
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"fallocate: {os.strerror(errno)}")
+        code = ctypes.get_errno()
+        raise OSError(code, f"fallocate: {os.strerror(code)}")
+
+
+def read_memory(pid: int, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """What another process has between these addresses, one after the other, in one call.
+
+    At most `MAX_VECTORS` ranges. Ends before the first that cannot be read. Raises `OSError` where
+    the process has gone, or is not ours to read.
+    """
+    size = sum(end - start for start, end in ranges)
+    buffer = bytearray(size)
+    ours = (ctypes.c_ulong * 2)(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), size)
+    flat = [number for start, end in ranges for number in (start, end - start)]
+    theirs = (ctypes.c_ulong * len(flat))(*flat)
+    done = int(_process_vm_readv(pid, ours, 1, theirs, len(ranges), 0))
+    if done < 0:
+        code = ctypes.get_errno()
+        if code != errno.EFAULT:
+            raise OSError(code, f"process_vm_readv: {os.strerror(code)}")
+        done = 0
+    return bytes(memoryview(buffer)[:done])
 
 
 def prctl(option: int, argument: int = 0) -> None:
     """prctl(2) with one argument."""
     if _prctl(option, argument, 0, 0, 0) < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"prctl: {os.strerror(errno)}")
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl: {os.strerror(code)}")

@@ -22,10 +22,12 @@ _ZEROPAGE = 0xC020AA04
 _WAKE = 0x8010AA02
 
 # asm/unistd.h
-_NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+NUMBERS = {"x86_64": 323, "aarch64": 282}
 
 # UFFD_FEATURE_EVENT_FORK, _REMAP, _REMOVE, _UNMAP: what a process may do meanwhile
 FEATURES = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6
+
+USER_MODE_ONLY = 1  # UFFD_USER_MODE_ONLY: what a user without privileges may open
 
 PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16  # enum of uffd_event
 
@@ -42,7 +44,7 @@ _libc.syscall.restype = ctypes.c_long
 
 def attempt() -> None:
     """Open one as CRIU does for a process that it restores. Raises `OSError`."""
-    number = _NR_USERFAULTFD.get(platform.machine())
+    number = NUMBERS.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fd = int(_libc.syscall(ctypes.c_long(number), ctypes.c_int(os.O_CLOEXEC | os.O_NONBLOCK)))
@@ -50,9 +52,14 @@ def attempt() -> None:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     try:
-        fcntl.ioctl(fd, _API, _API_ARGUMENT.pack(_VERSION, FEATURES, 0))
+        greet(fd, FEATURES)
     finally:
         os.close(fd)
+
+
+def greet(fd: int, features: int) -> None:
+    """Agree on the version and on what is to work. Raises `OSError` where something does not."""
+    fcntl.ioctl(fd, _API, _API_ARGUMENT.pack(_VERSION, features, 0))
 
 
 @dataclass(frozen=True, slots=True)

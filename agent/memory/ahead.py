@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,25 +52,32 @@ class Ahead:
         self.rounds: list[Round] = []
         self.sent = 0
 
-    async def round(self, pids: Sequence[int]) -> Round:
-        """Send what has changed in these processes. Raises `PeerLost`."""
+    async def round(self, pidfds: Mapping[int, int], *, last: bool = False) -> Round:
+        """Send what has changed in these processes, by PID; in the `last` they stand still.
+
+        Raises `PeerLost`.
+        """
         begin, before = time.monotonic(), self.sent
-        for pid in pids:
+        for pid, pidfd in pidfds.items():
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
-                await self._process(pid)
+                await self._process(pid, None if last else pidfd)
         done = Round(self.sent - before, (time.monotonic() - begin) * 1000)
         self.rounds.append(done)
         return done
 
-    async def _process(self, pid: int) -> None:
+    @property
+    def tracked(self) -> bool:
+        """Whether the kernel tells of all of them what was written to."""
+        return all(reader.tracked for reader in self._readers.values())
+
+    async def _process(self, pid: int, pidfd: int | None) -> None:
         reader = self._readers.get(pid)
         if reader is None:
-            reader = self._readers[pid] = MemoryReader(pid)
+            reader = self._readers[pid] = MemoryReader(pid, pidfd)
         batch = Changes()
-        for number, changes in enumerate(reader.changes()):
+        for number, changes in enumerate(reader.changes(last=pidfd is None)):
             if changes.runs:
-                batch.runs += changes.runs
-                batch.data += changes.data
+                batch.take(changes)
                 if batch.size >= CHUNK or len(batch.runs) > MAX_RUNS // 2:
                     await self._send(pid, batch)
                     batch = Changes()

@@ -1,83 +1,157 @@
 """Read the private anonymous memory of a process, and find what has changed since the last time.
 
-A page counts as changed when its digest is another: the 64 bits of Python's keyed hash, whose key
-is random and this process's own. What was never read counts as zeros, as it does at the
-destination, so zeros are only sent where there was something else before.
+Where the kernel tells what was written to (`tracker`), that is what has changed. Elsewhere all is
+read, and a page has changed when its digest is another: the 64 bits of Python's keyed hash, whose
+key is random and this process's own. What was never read counts as zeros, as it does at the
+destination, so zeros are only sent where there may have been something else before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from agent.kernel.syscalls import MAX_VECTORS, read_memory
 from agent.memory.layout import PAGE, anonymous, present
+from agent.memory.tracker import Tracker
 
 SPAN = 2 << 20  # bytes read at once, and the unit of digests
 _PAGES = SPAN // PAGE
-_ZERO = hash(bytes(PAGE))
-_BLANK = array("q", [_ZERO]) * _PAGES
+_BATCH = 1 << 20  # bytes of written pages read at once
+_BLANK_PAGE = bytes(PAGE)
+_BLANK = hash(_BLANK_PAGE)
+_ALL_BLANK = array("q", [_BLANK]) * _PAGES
+_UNKNOWN = array("q", [~_BLANK]) * _PAGES  # as good as never a digest
 
 assert sys.hash_info.width == 64
+
+Range = tuple[int, int]
 
 
 @dataclass(slots=True)
 class Changes:
-    """Pages of one span: runs of [address, pages, whether they have data], and the data."""
+    """Pages: runs of [address, pages, whether they have data], and the data."""
 
     runs: list[list[int]] = field(default_factory=list)
     data: list[memoryview] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.data))
+    size: int = 0  # bytes of data
 
     def add(self, address: int, pages: int, data: memoryview | None) -> None:
         self.runs.append([address, pages, int(data is not None)])
         if data is not None:
             self.data.append(data)
+            self.size += len(data)
+
+    def take(self, others: Changes) -> None:
+        self.runs += others.runs
+        self.data += others.data
+        self.size += others.size
 
 
 class MemoryReader:
     """The memory of one process. Needs ptrace access; the process may run or stand still."""
 
-    def __init__(self, pid: int) -> None:
-        """Raises `OSError`."""
+    def __init__(self, pid: int, pidfd: int | None = None) -> None:
+        """`pidfd`: of a process that runs, to have its writes tracked if that can be.
+
+        Raises `OSError`.
+        """
         self.pid = pid
         self._digests: dict[int, array[int]] = {}
+        self._sent: set[int] = set()  # spans of which something was sent without a digest
+        self._tracker: Tracker | None = None
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             os.close(self._memory)
             raise
+        if pidfd is not None:
+            with contextlib.suppress(OSError):
+                self._tracker = Tracker(pid, pidfd)
 
-    def changes(self) -> Iterator[Changes]:
-        """What has changed since this was last gone through, a span at a time (also when none).
+    @property
+    def tracked(self) -> bool:
+        """Whether the kernel tells what is written to."""
+        return self._tracker is not None
 
-        What changes meanwhile may come or not; it does the next time. Raises `OSError`.
+    def changes(self, *, last: bool = False) -> Iterator[Changes]:
+        """What has changed since this was last gone through, piece by piece (also none in one).
+
+        What changes meanwhile may come or not; it does the next time, unless this is the `last`.
+        Raises `OSError`.
         """
         for start, end in anonymous(self.pid):
-            for first, last in present(self._pagemap, start, end):
-                while first < last:
-                    until = min(last, first // SPAN * SPAN + SPAN)
-                    yield self._changed(first, until)
-                    first = until
+            written = self._written(start, end, last)
+            if written is not None:
+                yield from self._read_all(written)
+                continue
+            for first, until in _spans(present(self._pagemap, start, end)):
+                yield self._differing(first, until)
 
-    def _changed(self, first: int, until: int) -> Changes:
+    def _written(self, start: int, end: int, last: bool) -> list[Range] | None:
+        """None where the kernel cannot tell."""
+        if self._tracker is None:
+            return None
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                return list(self._tracker.written(self._pagemap, start, end, protect=not last))
+            if not self._tracker.track(start, end):  # a mapping that was not there before
+                break
+        return None
+
+    def _read_all(self, ranges: Iterable[Range]) -> Iterator[Changes]:
+        batch: list[Range] = []
+        size = 0
+        for first, until in _spans(ranges):
+            self._sent.add(first // SPAN * SPAN)
+            if size + until - first > _BATCH or len(batch) == MAX_VECTORS:
+                yield self._read_batch(batch)
+                batch, size = [], 0
+            batch.append((first, until))
+            size += until - first
+        if batch:
+            yield self._read_batch(batch)
+
+    def _read_batch(self, batch: list[Range]) -> Changes:
+        """What is there of some ranges; of one that has gone in part, page by page."""
         found = Changes()
-        data = self._read(first, until - first)
-        view = memoryview(data)
+        while batch:
+            data = read_memory(self.pid, batch[:MAX_VECTORS])
+            done = at = 0
+            for first, until in batch:
+                if at + until - first > len(data):
+                    break
+                _by_content(first, data, at, at + until - first, found)
+                at += until - first
+                done += 1
+            missed, batch = batch[done : done + 1], batch[done + 1 :]
+            for first, until in missed if done < MAX_VECTORS else []:
+                if until - first > PAGE:
+                    batch[:0] = [(page, page + PAGE) for page in range(first, until, PAGE)]
+        return found
+
+    def _differing(self, first: int, until: int) -> Changes:
+        found = Changes()
+        with contextlib.suppress(OSError):  # the mapping has gone meanwhile
+            data = os.pread(self._memory, until - first, first)
+            self._compare(first, memoryview(data)[: len(data) // PAGE * PAGE], found)
+        return found
+
+    def _compare(self, first: int, view: memoryview, found: Changes) -> None:
         base = first // SPAN * SPAN
-        known = self._digests.get(base, _BLANK)
+        before = _UNKNOWN if base in self._sent else _ALL_BLANK
+        known = self._digests.get(base, before)
         at = (first - base) // PAGE
         fresh = array("q", [hash(view[i : i + PAGE]) for i in range(0, len(view), PAGE)])
         if known[at : at + len(fresh)] == fresh:
-            return found
-        if known is _BLANK:
-            known = self._digests[base] = _BLANK[:]
+            return
+        if known is before:
+            known = self._digests[base] = before[:]
         page = 0
         while page < len(fresh):
             digest = fresh[page]
@@ -85,24 +159,38 @@ class MemoryReader:
                 page += 1
                 continue
             begin = page
-            blank = digest == _ZERO
+            blank = digest == _BLANK
             while page < len(fresh) and (digest := fresh[page]) != known[at + page]:
-                if (digest == _ZERO) != blank:
+                if (digest == _BLANK) != blank:
                     break
                 page += 1
             run = None if blank else view[begin * PAGE : page * PAGE]
             found.add(first + begin * PAGE, page - begin, run)
         known[at : at + len(fresh)] = fresh
-        return found
-
-    def _read(self, address: int, length: int) -> bytes:
-        """What can be read; a mapping that has gone meanwhile reads as short."""
-        try:
-            data = os.pread(self._memory, length, address)
-        except OSError:
-            return b""
-        return data if len(data) % PAGE == 0 else data[: len(data) // PAGE * PAGE]
 
     def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
         os.close(self._memory)
         os.close(self._pagemap)
+
+
+def _spans(ranges: Iterable[Range]) -> Iterator[Range]:
+    """The same, cut where spans end."""
+    for first, last in ranges:
+        while first < last:
+            until = min(last, first // SPAN * SPAN + SPAN)
+            yield first, until
+            first = until
+
+
+def _by_content(address: int, data: bytes, start: int, end: int, found: Changes) -> None:
+    """Add the pages of a part of `data` to what was found, those of zeros without it."""
+    begin, blank = start, data.startswith(_BLANK_PAGE, start)
+    for at in range(start + PAGE, end + PAGE, PAGE):
+        now = at < end and data.startswith(_BLANK_PAGE, at)
+        if at < end and now == blank:
+            continue
+        run = None if blank else memoryview(data)[begin:at]
+        found.add(address + begin - start, (at - begin) // PAGE, run)
+        begin, blank = at, now

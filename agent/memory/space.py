@@ -61,6 +61,8 @@ class Space:
         self.pid, self.fd, self.store = pid, fd, store
         self._left = [list(one) for one in extents(store)]  # by start
         self._touched: list[int] = []  # addresses that somebody waits for
+        self._placed: dict[int, int] = {}  # start and end of what was placed when it was touched
+        self._step = BUFFER  # bytes that are worth trying at once
         self.faults = 0
 
     @property
@@ -110,6 +112,7 @@ class Space:
         else:
             end = min(end, (address // CLUSTER + 1) * CLUSTER)
             placed = self._place(address, end - address, buffer)
+            self._placed[address] = address + placed
         if not placed:  # it is there already
             userfault.wake(self.fd, address, PAGE)
 
@@ -121,7 +124,12 @@ class Space:
             return
         piece = self._left[0]
         start, end = piece
-        placed = self._place(start, min(end - start, BUFFER), buffer) or PAGE  # that one was there
+        length = min(end - start, self._step)
+        placed = self._place(start, length, buffer)
+        # It stops before a page that was placed when it was touched: there may be more of those.
+        self._step = min(BUFFER, 2 * self._step) if placed == length else CLUSTER
+        if not placed:
+            placed = min(self._placed.pop(start, start + PAGE), end) - start or PAGE
         punch_hole(self.store, start, placed)
         piece[0] = start + placed
         if piece[0] >= end:
