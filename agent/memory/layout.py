@@ -15,7 +15,10 @@ LARGEST = 1 << 56  # no address of a process is beyond (five-level page tables)
 _SPECIAL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes)\]")
 _ENTRY = 8  # bytes a page in /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst)
 _AT_ONCE = 1 << 16  # entries read at once
-_THERE = re.compile(rb"[\x40-\xff]+")  # bit 63: present, bit 62: swapped, in the highest byte
+# Of the highest byte: bit 63: present, bit 62: swapped, but not bit 58: a guard page (Linux 6.15).
+_THERE = re.compile(
+    b"[%s]+" % re.escape(bytes(one for one in range(256) if one & 0xC0 and not one & 0x04))
+)
 
 
 def anonymous(pid: int) -> list[tuple[int, int]]:

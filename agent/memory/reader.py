@@ -56,20 +56,11 @@ class MemoryReader:
     """The memory of one process. Needs ptrace access; the process may run or stand still."""
 
     def __init__(self, pid: int, pidfd: int | None = None) -> None:
-        """`pidfd`: of a process that runs, to have its writes tracked if that can be.
-
-        Raises `OSError`.
-        """
+        """`pidfd`: of a process that runs, to have its writes tracked if that can be."""
         self.pid = pid
         self._digests: dict[int, array[int]] = {}
         self._sent: set[int] = set()  # spans of which something was sent without a digest
         self._tracker: Tracker | None = None
-        self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except BaseException:
-            os.close(self._memory)
-            raise
         if pidfd is not None:
             with contextlib.suppress(OSError):
                 self._tracker = Tracker(pid, pidfd)
@@ -85,43 +76,51 @@ class MemoryReader:
         What changes meanwhile may come or not; it does the next time, unless this is the `last`.
         Raises `OSError`.
         """
-        for start, end in anonymous(self.pid):
-            written = self._written(start, end, last)
-            if written is not None:
-                yield from self._read_all(written)
-                continue
-            for first, until in _spans(present(self._pagemap, start, end)):
-                yield self._differing(first, until)
+        # Opened each time: what is open stays with the memory from before an execve(2).
+        with _opened(self.pid, "mem") as memory, _opened(self.pid, "pagemap") as pagemap:
+            for start, end in anonymous(self.pid):
+                written = self._written(pagemap, start, end, last)
+                if written is not None:
+                    yield from self._read_all(memory, written)
+                    continue
+                for first, until in _spans(present(pagemap, start, end)):
+                    yield self._differing(memory, first, until)
 
-    def _written(self, start: int, end: int, last: bool) -> list[Range] | None:
+    def _written(self, pagemap: int, start: int, end: int, last: bool) -> list[Range] | None:
         """None where the kernel cannot tell."""
         if self._tracker is None:
             return None
-        for _ in range(2):
-            with contextlib.suppress(OSError):
-                return list(self._tracker.written(self._pagemap, start, end, protect=not last))
-            if not self._tracker.track(start, end):  # a mapping that was not there before
+        # A mapping that was not there before, in whole or in part, is an error. What was found up
+        # to there is lost then, and protected: all that is there counts as written.
+        for every in (False, True):
+            if every and not self._tracker.track(start, end):
                 break
+            with contextlib.suppress(OSError):
+                scan = self._tracker.written(pagemap, start, end, protect=not last, every=every)
+                return list(scan)
         return None
 
-    def _read_all(self, ranges: Iterable[Range]) -> Iterator[Changes]:
+    def _read_all(self, memory: int, ranges: Iterable[Range]) -> Iterator[Changes]:
         batch: list[Range] = []
         size = 0
         for first, until in _spans(ranges):
-            self._sent.add(first // SPAN * SPAN)
+            base = first // SPAN * SPAN
+            self._sent.add(base)
+            self._digests.pop(base, None)
             if size + until - first > _BATCH or len(batch) == MAX_VECTORS:
-                yield self._read_batch(batch)
+                yield self._read_batch(memory, batch)
                 batch, size = [], 0
             batch.append((first, until))
             size += until - first
         if batch:
-            yield self._read_batch(batch)
+            yield self._read_batch(memory, batch)
 
-    def _read_batch(self, batch: list[Range]) -> Changes:
-        """What is there of some ranges; of one that has gone in part, page by page."""
+    def _read_batch(self, memory: int, batch: list[Range]) -> Changes:
+        """What is there of some ranges; one that the process itself may not read, or that has gone
+        in part, is read by itself."""
         found = Changes()
         while batch:
-            data = read_memory(self.pid, batch[:MAX_VECTORS])
+            data = read_memory(self.pid, batch)
             done = at = 0
             for first, until in batch:
                 if at + until - first > len(data):
@@ -129,17 +128,16 @@ class MemoryReader:
                 _by_content(first, data, at, at + until - first, found)
                 at += until - first
                 done += 1
-            missed, batch = batch[done : done + 1], batch[done + 1 :]
-            for first, until in missed if done < MAX_VECTORS else []:
-                if until - first > PAGE:
-                    batch[:0] = [(page, page + PAGE) for page in range(first, until, PAGE)]
+            for first, until in batch[done : done + 1]:
+                for start, piece in _readable(memory, first, until):
+                    _by_content(start, piece, 0, len(piece), found)
+            batch = batch[done + 1 :]
         return found
 
-    def _differing(self, first: int, until: int) -> Changes:
+    def _differing(self, memory: int, first: int, until: int) -> Changes:
         found = Changes()
-        with contextlib.suppress(OSError):  # the mapping has gone meanwhile
-            data = os.pread(self._memory, until - first, first)
-            self._compare(first, memoryview(data)[: len(data) // PAGE * PAGE], found)
+        for start, piece in _readable(memory, first, until):
+            self._compare(start, memoryview(piece), found)
         return found
 
     def _compare(self, first: int, view: memoryview, found: Changes) -> None:
@@ -171,8 +169,27 @@ class MemoryReader:
     def close(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
-        os.close(self._memory)
-        os.close(self._pagemap)
+
+
+@contextlib.contextmanager
+def _opened(pid: int, name: str) -> Iterator[int]:
+    fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _readable(memory: int, first: int, until: int) -> Iterator[tuple[int, bytes]]:
+    """Start and bytes of the pages that can be read: no guard pages, none that have gone."""
+    while first < until:
+        data = b""
+        with contextlib.suppress(OSError):
+            data = os.pread(memory, until - first, first)
+        data = data[: len(data) // PAGE * PAGE]
+        if data:
+            yield first, data
+        first += len(data) or PAGE
 
 
 def _spans(ranges: Iterable[Range]) -> Iterator[Range]:

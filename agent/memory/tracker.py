@@ -55,10 +55,10 @@ class Tracker:
         return False
 
     def written(
-        self, pagemap_fd: int, start: int, end: int, *, protect: bool
+        self, pagemap_fd: int, start: int, end: int, *, protect: bool, every: bool
     ) -> Iterator[tuple[int, int]]:
         """As `pagemap.written`. Raises `OSError` where any of it is not tracked."""
-        return pagemap.written(pagemap_fd, start, end, protect=protect)
+        return pagemap.written(pagemap_fd, start, end, protect=protect, every=every)
 
     def close(self) -> None:
         """The process is as before. Idempotent."""
