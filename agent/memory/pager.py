@@ -7,8 +7,8 @@ another can go on when this one is killed, and until then nobody sees zeros wher
 
 Arguments: the images' directory, and the descriptor of a socket to the agent, on which both say
 msgpack maps, one a message (SOCK_SEQPACKET): it {"ready": True} when CRIU may connect, {"space":
-PID} with the descriptors of userfaultfd and store, {"left": bytes} now and then, {"filled": True,
-"faults": int}; the agent {"fill": True}, and {"end": True} when it has closed its descriptors: the
+PID} with the descriptors of userfaultfd and store (of a process that was forked, 0 for its PID),
+{"left": bytes} now and then, {"filled": True, "faults": int}; the agent {"fill": True}, and {"end": True} when it has closed its descriptors: the
 last to be closed makes zeros of what is missing. One that goes on for another has further
 arguments, PID:FD:FD each.
 """
@@ -82,16 +82,19 @@ class Pager:
         while not self._over:
             for fd, _ in self._poll.poll(self._patience()):
                 self._ready(fd)
+            self._serve()
             if self._filling and not self._filled:
-                self._fill()
+                self._tell()
             if self._control is None and self._criu is None:
                 self._over = self._filled or not self._spaces
 
     def _patience(self) -> int | None:
         """Milliseconds to wait for something to happen."""
-        if self._filling and not self._filled:
+        spaces = self._spaces.values()
+        if self._filling and any(one.left for one in spaces):
             return 0
-        return _SHORTLY if any(one.waiting for one in self._spaces.values()) else None
+        unsaid = self._filling and self._restored and not self._filled
+        return _SHORTLY if unsaid or any(one.waiting for one in spaces) else None
 
     def _ready(self, fd: int) -> None:
         if fd in self._spaces:
@@ -120,10 +123,16 @@ class Pager:
             self._control = None
         self._filling = True
 
-    def _say(self, **what: Any) -> None:
-        if self._control is not None:
-            with contextlib.suppress(OSError):
+    def _say(self, **what: Any) -> bool:
+        """Whether nobody has to be told again."""
+        try:
+            if self._control is not None:
                 self._control.send(msgpack.packb(what), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:  # it has died, as will be seen
+            pass
+        return True
 
     # --- CRIU
 
@@ -162,29 +171,29 @@ class Pager:
     # --- the spaces
 
     def _hear(self, space: Space) -> None:
-        try:
-            for child in space.hear(self._buffer):
-                self._add(child)
-        except Gone:
-            self._gone(space)
+        for child in space.hear(self._buffer):
+            self._add(child)
 
-    def _fill(self) -> None:
+    def _serve(self) -> None:
+        """What is touched, and then a piece of what is left."""
         for space in list(self._spaces.values()):
             try:
                 space.serve(self._buffer)
-                space.fill(self._buffer)
+                if self._filling:
+                    space.fill(self._buffer)
             except Busy:
                 continue  # its events come first
             except Gone:
                 self._gone(space)
+
+    def _tell(self) -> None:
         now, left = time.monotonic(), sum(one.left for one in self._spaces.values())
         if now - self._reported > _REPORT_EVERY:
             self._reported = now
             self._say(left=left)
         if not left and self._restored:
-            self._filled = True
             faults = self._faults + sum(one.faults for one in self._spaces.values())
-            self._say(filled=True, faults=faults)
+            self._filled = self._say(filled=True, faults=faults)
 
     def _gone(self, space: Space) -> None:
         """It has ended."""

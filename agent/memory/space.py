@@ -7,6 +7,7 @@ store can go on where another pager was killed. No waiting here: the pager asks,
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -57,12 +58,11 @@ class Space:
     """The address space behind one userfaultfd."""
 
     def __init__(self, pid: int, fd: int, store: int) -> None:
-        """`store`: its pages, each at its address; what is not there is zeros."""
+        """`pid`: 0 where it is not known. `store`: its pages, each at its address; what is not
+        there is zeros."""
         self.pid, self.fd, self.store = pid, fd, store
         self._left = [list(one) for one in extents(store)]  # by start
         self._touched: list[int] = []  # addresses that somebody waits for
-        self._placed: dict[int, int] = {}  # start and end of what was placed when it was touched
-        self._step = BUFFER  # bytes that are worth trying at once
         self.faults = 0
 
     @property
@@ -78,7 +78,7 @@ class Space:
     # --- what the process does
 
     def hear(self, buffer: Buffer) -> list[Space]:
-        """Take its events; returns the spaces of children that it has made. Raises `Gone`."""
+        """Take its events; returns the spaces of children that it has made. To be served, then."""
         born: list[Space] = []
         for event in userfault.events(self.fd):
             match event.kind:
@@ -86,13 +86,12 @@ class Space:
                     self.faults += 1
                     self._touched.append(event.second // PAGE * PAGE)
                 case userfault.FORK:
-                    born.append(Space(self.pid, event.first, self._copy(buffer)))
+                    born.append(Space(0, event.first, self._copy(buffer)))
                 case userfault.REMAP:
                     self._move(event.first, event.second, event.third, buffer)
                 case userfault.REMOVE | userfault.UNMAP:
                     self._cut(event.first, event.second)
                     punch_hole(self.store, event.first, event.second - event.first)
-        self.serve(buffer)
         return born
 
     def serve(self, buffer: Buffer) -> None:
@@ -107,13 +106,15 @@ class Space:
 
     def _answer(self, address: int, buffer: Buffer) -> None:
         end = self._end_of(address)
+        placed = 0
         if end is None:
-            placed = userfault.zero(self.fd, address, PAGE)
+            with contextlib.suppress(FileNotFoundError):  # its mapping has gone, too
+                placed = userfault.zero(self.fd, address, PAGE)
         else:
-            end = min(end, (address // CLUSTER + 1) * CLUSTER)
-            placed = self._place(address, end - address, buffer)
-            self._placed[address] = address + placed
-        if not placed:  # it is there already
+            length = min(end, (address // CLUSTER + 1) * CLUSTER) - address
+            self._read(self.store, buffer, address, length)
+            placed = self._place(address, length, buffer.address)
+        if not placed:  # it is there already, or its mapping is not
             userfault.wake(self.fd, address, PAGE)
 
     # --- in the background
@@ -123,24 +124,24 @@ class Space:
         if not self._left:
             return
         piece = self._left[0]
-        start, end = piece
-        length = min(end - start, self._step)
-        placed = self._place(start, length, buffer)
-        # It stops before a page that was placed when it was touched: there may be more of those.
-        self._step = min(BUFFER, 2 * self._step) if placed == length else CLUSTER
-        if not placed:
-            placed = min(self._placed.pop(start, start + PAGE), end) - start or PAGE
-        punch_hole(self.store, start, placed)
-        piece[0] = start + placed
-        if piece[0] >= end:
-            del self._left[0]
+        start = piece[0]
+        end = min(piece[1], start + BUFFER)
+        self._read(self.store, buffer, start, end - start)
+        try:
+            while (at := piece[0]) < end:
+                placed = self._place(at, end - at, buffer.address + at - start)
+                piece[0] += placed or PAGE  # that one was there
+        finally:
+            if piece[0] > start:
+                punch_hole(self.store, start, piece[0] - start)
+            if piece[0] >= piece[1]:
+                del self._left[0]
 
-    def _place(self, address: int, length: int, buffer: Buffer) -> int:
+    def _place(self, address: int, length: int, source: int) -> int:
         """Bytes placed: not beyond the end of a mapping, nor what is there already."""
-        self._read(self.store, buffer, address, length)
         while length:
             try:
-                return userfault.copy(self.fd, address, buffer.address, length)
+                return userfault.copy(self.fd, address, source, length)
             except FileNotFoundError:  # not all of it is one mapping
                 length = length // 2 // PAGE * PAGE
         return 0
