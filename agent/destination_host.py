@@ -198,14 +198,16 @@ class DestinationHost(Host):
             if not self._inheritable.issuperset(inherit.values()):
                 self._start_worker()
             assert self._worker is not None
-            if self._paging is not None:
-                await self._paging.ready()
-            lazy = self._paging is not None
+            if (paging := self._paging) is not None:
+                await paging.ready()
+            lazy = paging is not None
             self._restoring = asyncio.create_task(
                 self._worker.restore(inherit, shell_job=self._plan.shell_job, lazy=lazy)
             )
             pid = await asyncio.shield(self._restoring)
             self._hold_tree(pid)
+            if paging is not None:
+                await paging.restored()
             return pid
 
     def _hold_tree(self, pid: int) -> None:

@@ -8,7 +8,8 @@ another can go on when this one is killed, and until then nobody sees zeros wher
 Arguments: the images' directory, and the descriptor of a socket to the agent, on which both say
 msgpack maps, one a message (SOCK_SEQPACKET): it {"ready": True} when CRIU may connect, {"space":
 PID} with the descriptors of userfaultfd and store (of a process that was forked, 0 for its PID),
-{"left": bytes} now and then, {"filled": True, "faults": int}; the agent {"fill": True}, and {"end": True} when it has closed its descriptors: the
+{"restored": True} when there is one of each process, {"left": bytes} now and then, {"filled": True,
+"faults": int}; the agent {"fill": True}, and {"end": True} when it has closed its descriptors: the
 last to be closed makes zeros of what is missing. One that goes on for another has further
 arguments, PID:FD:FD each.
 """
@@ -144,6 +145,8 @@ class Pager:
             fds.frombytes(ancillary[0][2][: _NUMBER.size])
             self._begin(self._coming, fds[0])
         elif len(data) < _NUMBER.size or _WORD.unpack(data)[0] == _RESTORED:
+            if data:
+                self._say(restored=True)
             self._poll.unregister(criu)
             criu.close()
             self._criu = None

@@ -15,7 +15,7 @@ import msgpack
 from agent import offspring
 from agent.errors import AgentError
 
-_READY = 10.0  # seconds for it to come up
+_READY = 10.0  # seconds for it to come up, and to say that it has what CRIU has given it
 _LARGEST = 1 << 16  # bytes of a message
 _FDS = 2  # of a space
 _TRIES = 3  # pagers that may die
@@ -50,11 +50,21 @@ class Paging:
 
     async def ready(self) -> None:
         """Until CRIU may connect to it. Raises `PagerFailed`."""
+        await self._soon("ready")
+
+    async def restored(self) -> None:
+        """Until it has all that CRIU's restore gave it, and so have we. Raises `PagerFailed`.
+
+        Before, memory is lost with the pager; from then on another can take its place.
+        """
+        await self._soon("restored")
+
+    async def _soon(self, what: str) -> None:
         try:
             async with asyncio.timeout(_READY):
-                await self._until("ready", lambda _: None)
+                await self._until(what, lambda _: None)
         except TimeoutError:
-            raise PagerFailed(detail=f"it did not start within {_READY:.0f} s") from None
+            raise PagerFailed(detail=f"it was not {what} within {_READY:.0f} s") from None
 
     def fill(self) -> None:
         """From now on it gives the process all of its memory, not only what is touched."""
