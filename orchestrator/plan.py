@@ -164,7 +164,8 @@ class _Judge:
         """What `auto` comes to: ahead, where it is worth it, and DST can take it lazily."""
         if self.options.memory_mode != AUTO:
             return self.options.memory_mode
-        able = self.destination_host["userfault"] is None
+        host = self.destination_host  # what is no tmpfs may have no file that large
+        able = host["userfault"] is None and host["images"]["tmpfs"]
         return PRE_COPY if able and self.process["memory"] >= _WORTH_AHEAD else STOP
 
     def _processes(self) -> Iterator[Refusal]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.errors import ProtocolError
 from agent.image.records import ImageTooLarge, Record
-from agent.image.store import ImagesFull
+from agent.image.store import ImagesDirectory, ImagesFull
 from agent.kernel.syscalls import punch_hole
 from agent.memory.layout import LARGEST, PAGE
 from agent.plan import checked_pid
@@ -38,7 +38,8 @@ class PageStores:
     def take(self, record: Record) -> int:
         """A record {"pid": int, "runs": [[address, pages, has data]], "data": bytes}.
 
-        Returns the bytes of pages in it. Raises `ProtocolError`, `ImageTooLarge`, `ImagesFull`.
+        Returns the bytes of pages in it. Raises `ProtocolError`, `ImageTooLarge`, `ImagesFull`,
+        `ImagesDirectory`.
         """
         pid, runs, data = checked_pid(record.get("pid")), record.get("runs"), record.get("data")
         if not isinstance(runs, list) or len(runs) > MAX_RUNS or not isinstance(data, bytes):
@@ -52,7 +53,8 @@ class PageStores:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
                 raise ImagesFull(path=str(self._directory)) from error
-            raise
+            detail = error.strerror or ""  # EFBIG: ext4 has no file as large as addresses are
+            raise ImagesDirectory(path=str(self._directory), detail=detail) from error
         if view:
             raise ProtocolError(detail="a record of pages with data that belongs to none")
         if (size := sum(self._sizes.values())) > self._limit:
