@@ -41,6 +41,7 @@ _LINK_TIMEOUT = 20.0  # seconds for the link to come up
 _LOCK_TIMEOUT = 15.0  # seconds for both hosts to be locked
 _WORD_TIMEOUT = 10.0  # seconds after the hand-over for the destination to say what became of it
 _LAST_WORD = 0.5  # seconds for the destination to say why it broke the link
+_NOTE_EVERY = 20.0  # seconds between notes for the guardian that this gets on
 _LATE_POLL = 0.005  # seconds between looks for packets that still arrive here
 
 
@@ -71,6 +72,7 @@ class SourceMigration:
         self._to_end: tuple[str, ...] = ()
         self._custody: Custody
         self._running = False
+        self._noted = 0.0
 
     # --- calls
 
@@ -200,7 +202,9 @@ class SourceMigration:
 
     def _gets_on(self) -> None:
         """For the guardian, which takes an agent that is at one thing for long for hung."""
-        self._custody.journal.note()
+        if time.monotonic() - self._noted > _NOTE_EVERY:
+            self._noted = time.monotonic()
+            self._custody.journal.note()
 
     async def _lock(self, talk: Conversation) -> None:
         host, send = self._host, self._link.send

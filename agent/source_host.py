@@ -77,14 +77,19 @@ class SourceHost(Host):
 
     # --- forward
 
-    async def copy_ahead(self, link: Link, done: Callable[[], None]) -> None:
-        """Send the memory while the process runs; `done` is called after each round."""
-        self._ahead = ahead = Ahead(link, self._progress)
+    async def copy_ahead(self, link: Link, gets_on: Callable[[], None]) -> None:
+        """Send the memory while the process runs; `gets_on` is called for each piece of it."""
+
+        def progress(done: int) -> None:
+            self._progress(done)
+            gets_on()
+
+        self._ahead = ahead = Ahead(link, progress)
         self._opened.callback(ahead.close)
         while another(ahead.rounds, self._plan.max_rounds):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
-            done()
+            gets_on()
 
     def inventory(self) -> dict[str, Any]:
         """The connections of now: {"connections": [[family, local, ...]], "families": [AF_*]}"""

@@ -21,6 +21,7 @@ from agent.memory.store import MAX_RUNS
 _SMALL = 8 << 20  # bytes that are sent as fast in the blackout as a round could begin
 _SHRINKS = 0.7  # of the round before; else another brings nothing more
 _AT_ONCE = 8  # spans read before others have their turn
+_SAY_EVERY = 5.0  # seconds until a record goes even where nothing has changed: silence is an end
 
 Progress = Callable[[int], None]
 
@@ -51,6 +52,7 @@ class Ahead:
         self._readers: dict[int, MemoryReader] = {}
         self.rounds: list[Round] = []
         self.sent = 0
+        self._said = time.monotonic()
 
     async def round(self, pidfds: Mapping[int, int], *, last: bool = False) -> Round:
         """Send what has changed in these processes, by PID; in the `last` they stand still.
@@ -78,9 +80,10 @@ class Ahead:
         for number, changes in enumerate(reader.changes(last=pidfd is None)):
             if changes.runs:
                 batch.take(changes)
-                if batch.size >= CHUNK or len(batch.runs) > MAX_RUNS // 2:
-                    await self._send(pid, batch)
-                    batch = Changes()
+            full = batch.size >= CHUNK or len(batch.runs) > MAX_RUNS // 2
+            if full or time.monotonic() - self._said > _SAY_EVERY:
+                await self._send(pid, batch)
+                batch = Changes()
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         if batch.runs:
@@ -90,6 +93,7 @@ class Ahead:
         data = b"".join(batch.data)
         self._link.send({"kind": "pages", "pid": pid, "runs": batch.runs, "data": data})
         self.sent += len(data)
+        self._said = time.monotonic()
         await self._link.drain()
         self._progress(self.sent)
 
