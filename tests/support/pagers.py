@@ -1,0 +1,134 @@
+"""A process whose memory is with a pager, as after a lazy restore, and what it should have."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from agent.memory.paging import Paging
+from agent.memory.store import PageStores
+from tests.support.memory import DEADLINE, PAGE, Subject, address, memory_directory, pages, subject
+from tests.unit.test_criu_images import image, message
+
+PAGEMAP = 0x56084025  # criu/include/magic.h
+LAZY, PRESENT = 2, 4  # flags of an entry, criu/include/pagemap.h
+ZEROS = bytes(PAGE)
+
+
+def pagemap(*lazy: tuple[int, int], there: tuple[tuple[int, int], ...] = ()) -> bytes:
+    """A pagemap-N.img: (first page, pages) of what is lazy, and of what is in the images."""
+    entries = [message((1, 1))]  # the head: pages_id
+    for flags, ranges in ((LAZY, lazy), (PRESENT, there)):
+        for first, count in ranges:
+            entries.append(message((1, address(first)), (4, flags), (5, count)))
+    return image(PAGEMAP, *entries)
+
+
+def record(pid: int, first: int, data: bytes) -> dict[str, Any]:
+    return {
+        "kind": "pages", "pid": pid, "runs": [[address(first), len(data) // PAGE, 1]], "data": data,
+    }  # fmt: skip
+
+
+class Site:
+    """The process, its store and its pagers."""
+
+    def __init__(self, directory: Path, process: Subject) -> None:
+        self.directory = directory
+        self.process = process
+        self.stores = PageStores(directory, 1 << 30)
+        self.paging = Paging(directory)
+        self.left: list[int] = []
+
+    @property
+    def pager(self) -> int:
+        return self.paging._process.pid
+
+    def send(self, first: int, data: bytes) -> None:
+        """Memory that comes ahead."""
+        self.stores.take(record(self.process.pid, first, data))
+
+    def image(self, *lazy: tuple[int, int], **more: Any) -> None:
+        path = self.directory / f"pagemap-{self.process.pid}.img"
+        path.write_bytes(pagemap(*lazy, **more))
+
+    async def ready(self, *registered: tuple[int, int]) -> None:
+        """The pager listens, and the process has connected; (first page, pages) are lazy in it."""
+        await self.paging.ready()
+        ranges = [(address(first), count * PAGE) for first, count in registered]
+        self.process.do("register", ranges)
+        self.process.do("connect", str(self.directory))
+
+    async def restore(self, *registered: tuple[int, int]) -> None:
+        await self.ready(*registered)
+        self.process.do("give")
+        self.process.do("finish")
+        await self.paging.restored()
+
+    async def filled(self, told: Callable[[int], None] | None = None) -> int:
+        """As `Paging.filled`, in time; told how much is left, but for the first that it hears."""
+
+        def left(left: int) -> None:
+            self.left.append(left)
+            if told is not None:
+                told(left)
+
+        async with asyncio.timeout(DEADLINE):
+            return await self.paging.filled(left)
+
+    async def all_in_place(self) -> int:
+        self.paging.fill()
+        return await self.filled()
+
+    def pause(self) -> None:
+        """The pager does nothing until `resume`."""
+        os.kill(self.pager, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pager, signal.SIGCONT)
+
+    def kill(self) -> None:
+        os.kill(self.pager, signal.SIGKILL)
+
+    async def gone(self) -> int:
+        """The status of the pager, when it has ended."""
+        async with asyncio.timeout(DEADLINE):
+            while (status := self.paging._process.poll()) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return status
+
+
+def waiting(thread: Subject) -> Callable[[], bool]:
+    """Whether a thread waits for a page; ask for it before it does."""
+    tid = thread.do("tid")
+    return lambda: thread.waits(tid)
+
+
+@contextlib.asynccontextmanager
+async def restored(count: int, *, lazy: int | None = None) -> AsyncIterator[Site]:
+    """Pages from 0 on are with the pager; `lazy` of them in CRIU's list, those after are zeros."""
+    async with site() as one:
+        one.process.map(0, count)
+        one.send(0, pages(0, count))
+        one.image((0, count if lazy is None else lazy))
+        await one.restore((0, count))
+        yield one
+
+
+@contextlib.asynccontextmanager
+async def site() -> AsyncIterator[Site]:
+    with memory_directory() as directory, subject() as process:
+        made = Site(directory, process)
+        try:
+            yield made
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                made.resume()
+            made.paging.end()
+            made.paging.close()
+            made.stores.close()
