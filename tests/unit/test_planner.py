@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agent.errors import ProtocolError
 from agent.kernel import uapi
-from agent.plan import Address, Listener, Plan
+from agent.plan import PRE_COPY, Address, Listener, Plan
 from orchestrator.errors import UsageProblem
 from orchestrator.plan import Options, check_hosts
 from orchestrator.refusals import SHOWN, TABLE, Refusal
@@ -90,6 +91,10 @@ def port(**over: Any) -> Spoil:
     return lambda case: case.found["ports"].append(taken)  # type: ignore[arg-type]
 
 
+def ahead(case: Case) -> None:
+    case.options = replace(case.options, memory_mode=PRE_COPY)
+
+
 # (code, words the message must have, words the hint must have, what is spoilt)
 CASES: list[tuple[str, str, str, Spoil]] = [
     ("same-machine", "src and dst", "different hosts", host("dst",
@@ -106,6 +111,8 @@ CASES: list[tuple[str, str, str, Spoil]] = [
     ("tcp-repair", "dst", "CAP_NET_ADMIN", host("dst", tcp_repair="Operation not permitted")),
     ("raw-sockets", "dst", "CAP_NET_RAW", host("dst", raw_socket="Operation not permitted")),
     ("packet-sockets", "src", "CAP_NET_RAW", host("src", packet_socket="Operation not permitted")),
+    ("no-userfaultfd", "does not work on dst: Operation not permitted", "--memory stop",
+     lambda case: (host("dst", userfault="Operation not permitted")(case), ahead(case))),
     ("choose-pid", "dst", "CAP_SYS_ADMIN", host("dst", choose_pid="Operation not permitted")),
     ("images-dir", "/run on dst: others may write", "owner", images("dst",
      problem="others may write")),

@@ -48,10 +48,11 @@ def merged(outcome: str, source: Json | None, destination: Json | None) -> Json:
 
 def test_a_result_has_every_key_from_the_start() -> None:
     result = empty("id", "src", "dst", 1)
-    assert list(result["phases_ms"]) == list(PHASES) and len(PHASES) == 12
+    assert list(result["phases_ms"]) == list(PHASES) and len(PHASES) == 14
     assert set(result) == {
         "id", "outcome", "error", "source", "destination", "pid", "blackout_ms",
-        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes",
+        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes", "rounds",
+        "timeline",
     }  # fmt: skip
     assert result["bytes"] == {"memory": 0, "streams": 0, "files": 0}
     assert merged(MIGRATED, source_report(), destination_report()).keys() == result.keys()
