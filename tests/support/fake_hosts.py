@@ -49,6 +49,16 @@ class Worker(Nothing):
         return os.getpid()
 
 
+class Paging(Nothing):
+    async def ready(self) -> None: ...
+
+    async def restored(self) -> None: ...
+
+    async def filled(self, left: Callable[[int], None]) -> int:
+        left(0)
+        return 0
+
+
 class Copy(Nothing):
     """The destination's copy of the process: a tree that is there or not, and runs or not."""
 
@@ -109,6 +119,7 @@ def fake_hosts(directory: Path) -> Iterator[Locks]:
         at = "agent.destination_host"
         patch.setattr(f"{at}.CriuWorker", Worker)
         patch.setattr(f"{at}.Tree", Copy)
+        patch.setattr(f"{at}.Paging", Paging)
         for name in ("restore", "release", "settle"):
             patch.setattr(f"{at}.{name}", lambda *_, **__: None)
         patch.setattr(f"{at}.abandon", close)

@@ -13,10 +13,8 @@ from typing import Any
 from agent.memory.paging import Paging
 from agent.memory.store import PageStores
 from tests.support.memory import DEADLINE, PAGE, Subject, address, memory_directory, pages, subject
-from tests.unit.test_criu_images import image, message
+from tests.unit.test_criu_images import LAZY, PAGEMAP, PRESENT, image, message
 
-PAGEMAP = 0x56084025  # criu/include/magic.h
-LAZY, PRESENT = 2, 4  # flags of an entry, criu/include/pagemap.h
 ZEROS = bytes(PAGE)
 
 

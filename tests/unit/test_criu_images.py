@@ -10,10 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.criu import messages
-from agent.criu.images import inherit_key, rewrite_fdinfo, rewrite_files
+from agent.criu.images import inherit_key, lazy_ranges, rewrite_fdinfo, rewrite_files
 from agent.image.records import ImageError
 
-COMMON, FILES, FDINFO = 0x54564319, 0x56303138, 0x56213732  # criu/include/magic.h
+COMMON, FILES, FDINFO, PAGEMAP = (
+    0x54564319,
+    0x56303138,
+    0x56213732,
+    0x56084025,
+)  # criu/include/magic.h
 REG, INETSK, UNIX = 1, 4, 5  # enum fd_types, images/fdinfo.proto
 
 
@@ -157,3 +162,46 @@ def test_any_mix_of_files(files: list[tuple[bool, int, int]]) -> None:
     assert kinds == [REG] * len(files)
     again = rewrite_files(after, inodes)
     assert again == (after, set(), set()), "what is rewritten once stays"
+
+
+HEAD = message((1, 7))  # pages_id
+PARENT, LAZY, PRESENT = 1, 2, 4  # flags, criu/include/pagemap.h
+
+
+def test_what_is_left_to_be_restored_lazily() -> None:
+    data = image(
+        PAGEMAP, HEAD,
+        message((1, 0x7000_0000_0000), (4, LAZY | PRESENT), (5, 3)),
+        message((1, 0x5000), (4, PRESENT), (5, 9)),  # is in the images
+        message((1, 0x2000), (2, 2), (4, LAZY)),  # counted as CRIU did before 4.0
+        message((1, 0x9000), (2, 1), (3, 1), (4, PARENT), (5, 1)),
+        message((1, 0x8000), (5, 1)),  # no flags at all
+        message((1, 0x4000), (4, LAZY), (5, 1), (9, b"what is not known")),
+    )  # fmt: skip
+    assert lazy_ranges(data) == [
+        (0x2000, 0x4000), (0x4000, 0x5000), (0x7000_0000_0000, 0x7000_0000_3000),
+    ]  # fmt: skip
+
+
+def test_more_pages_than_a_number_of_32_bits_counts() -> None:
+    data = image(PAGEMAP, HEAD, message((1, 0x1000), (4, LAZY), (5, 1 << 33)))
+    assert lazy_ranges(data) == [(0x1000, 0x1000 + (1 << 45))]
+
+
+def test_no_memory_at_all() -> None:
+    assert lazy_ranges(image(PAGEMAP)) == []
+    assert lazy_ranges(image(PAGEMAP, HEAD)) == []
+
+
+def test_another_image_is_no_pagemap() -> None:
+    with pytest.raises(ImageError, match="pagemap.img"):
+        lazy_ranges(image(FILES, HEAD))
+
+
+def test_a_pagemap_cut_off_anywhere_is_refused() -> None:
+    lazy = message((1, 0x1000), (4, LAZY), (5, 1))
+    whole = image(PAGEMAP, HEAD, lazy)
+    ends = {8, len(image(PAGEMAP, HEAD))}
+    for length in set(range(len(whole))) - ends:
+        with pytest.raises(ImageError):
+            lazy_ranges(whole[:length])

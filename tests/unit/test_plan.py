@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import ProtocolError
-from agent.plan import ID_PATTERN, MAX_LISTENERS, Address, Listener, Plan, new_id
+from agent.plan import (
+    ID_PATTERN,
+    MAX_LISTENERS,
+    MAX_ROUNDS,
+    PRE_COPY,
+    Address,
+    Listener,
+    Plan,
+    new_id,
+)
 
 PLAN = Plan(
     id="20261123-134501-7f3a9c",
@@ -25,6 +34,8 @@ PLAN = Plan(
     memory=1 << 30,
     shell_job=True,
     max_blackout=2.5,
+    memory_mode=PRE_COPY,
+    max_rounds=3,
     replay=False,
     boundary=False,
     missing_options=True,
@@ -67,6 +78,8 @@ BAD: dict[str, list[Any]] = {
     "shell_job": [0, 1, "yes", None],
     "images_dir": ["", "run", "/", "/run/../etc", "/run/./x", "/run/\0x", "/" + "x" * 4000, 5],
     "max_blackout": [0, -1, 1e9, float("nan"), float("inf"), "10", True, None],
+    "memory_mode": ["", "auto", "Stop", "pre_copy", "pre-copy\n", b"stop", None, 1, ["stop"]],
+    "max_rounds": [0, -1, MAX_ROUNDS + 1, 1.0, "8", True, None],
     "replay": [1, None],
     "boundary": ["", 0],
     "link_hosts": [None, [""], [5], ["x" * 300], ["a\nb"], "10.0.0.1", ["h"] * 100],

@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import ProtocolError
 from agent.kernel import uapi
-from agent.plan import PRE_COPY, Address, Listener, Plan
+from agent.plan import PRE_COPY, STOP, Address, Listener, Plan
 from orchestrator.errors import UsageProblem
 from orchestrator.plan import Options, check_hosts
 from orchestrator.refusals import SHOWN, TABLE, Refusal
@@ -251,6 +251,38 @@ def test_plan() -> None:
     assert (plan.shell_job, plan.replay, plan.boundary) == (True, False, True)
     assert (plan.max_blackout, plan.images_dir) == (3, "/run/x")
     assert plan.link_hosts == ("10.77.0.12",)
+
+
+MANY, FEW = 64 << 20, (64 << 20) - 1  # bytes of memory: worth to be sent ahead, or not
+
+
+@pytest.mark.parametrize(("asked", "memory", "userfault", "tmpfs", "mode"), [
+    ("auto", MANY, None, True, PRE_COPY),
+    ("auto", FEW, None, True, STOP),
+    ("auto", MANY, "Operation not permitted", True, STOP),
+    ("auto", MANY, None, False, STOP),  # ext4 has no file as large as addresses are
+    ("stop", MANY, None, True, STOP),
+    ("stop", MANY, "Operation not permitted", True, STOP),
+    ("pre-copy", FEW, None, True, PRE_COPY),
+    ("pre-copy", MANY, None, False, PRE_COPY),
+])  # fmt: skip
+def test_how_the_memory_goes(
+    asked: str, memory: int, userfault: str | None, tmpfs: bool, mode: str
+) -> None:
+    """Only DST gives it to the process lazily: what SRC can counts for nothing."""
+    case = Case(options=Options(memory_mode=asked, max_rounds=5, images_dir="/var/images"))
+    case.process["memory"] = memory
+    case.source.update(userfault="Function not implemented")
+    case.destination.update(userfault=userfault)
+    images("dst", tmpfs=tmpfs)(case)
+    plan = planned(case)
+    assert (plan.memory_mode, plan.max_rounds) == (mode, 5)
+
+
+@pytest.mark.parametrize("over", [{"memory_mode": "post-copy"}, {"max_rounds": 0}])
+def test_a_plan_that_an_agent_would_refuse_is_none(over: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        Case(options=Options(**over)).judge()
 
 
 def test_the_facts_of_a_plan_stay_as_they_are() -> None:

@@ -7,7 +7,14 @@ import json
 
 import pytest
 
-from agent.errors import AgentError, BlackoutExceeded, Cancelled, FaultInjected, PeerLost
+from agent.errors import (
+    AgentError,
+    BlackoutExceeded,
+    Cancelled,
+    FaultInjected,
+    PeerLost,
+    ProtocolError,
+)
 from agent.fault import BadFault
 from orchestrator.errors import HostUnreachable, OutcomeUnknown, UsageProblem
 from orchestrator.migration.result import (
@@ -24,6 +31,7 @@ from orchestrator.migration.result import (
     outcome_of,
     refused,
 )
+from orchestrator.migration.result import source_report as checked_source
 from orchestrator.refusals import Refusal
 from tests.wire.scripted_agent import (
     DESTINATION_PHASES,
@@ -90,6 +98,29 @@ def test_the_blackout_is_measured_over_two_clocks() -> None:
     assert result["clock_error_ms"] == pytest.approx(0.2)
     assert result["replayed_packets"] == 3
     assert result["bytes"] == {"memory": 5 << 20, "streams": 42, "files": 7000}
+
+
+ROUNDS = [{"bytes": 900 << 20, "ms": 812.5}, {"bytes": 0, "ms": 3}]
+
+
+def test_the_rounds_of_memory_that_went_ahead() -> None:
+    assert merged(MIGRATED, source_report(), destination_report())["rounds"] == []
+    told = checked_source(source_report(rounds=ROUNDS))
+    assert merged(MIGRATED, dict(told), destination_report())["rounds"] == ROUNDS
+    assert merged(MIGRATED, None, destination_report())["rounds"] == []
+    assert (
+        merged(ROLLED_BACK, source_report("rolled-back", rounds=ROUNDS), None)["rounds"] == ROUNDS
+    )
+
+
+@pytest.mark.parametrize("rounds", [
+    None, {}, "x", [None], [[1, 2]], [{}], [{"bytes": 1}], [{"bytes": "1", "ms": 1.0}],
+    [{"bytes": 1.5, "ms": 1.0}], [{"bytes": 1, "ms": None}], [{"bytes": 1, "ms": float("nan")}],
+    [{"bytes": 1, "ms": 1.0, "more": 1}],
+], ids=repr)  # fmt: skip
+def test_rounds_that_are_none(rounds: object) -> None:
+    with pytest.raises(ProtocolError):
+        checked_source(source_report(rounds=rounds))
 
 
 def test_without_the_destinations_report_no_peer_woke_and_no_blackout_is_known() -> None:

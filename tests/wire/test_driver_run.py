@@ -70,6 +70,40 @@ async def test_a_destination_that_stays_silent_does_not_hold_up_a_rollback(
     assert await run(setting, report, never) == ("rolled-back", "fault", 1)
 
 
+async def test_a_destination_that_gets_on_is_waited_for(setting: Setting) -> None:
+    """Its memory fills in after the commit: that may take longer than any silence may."""
+    patience = 0.3
+    setting.patience(other_side=patience)
+    now = asyncio.get_running_loop().time
+    took = []
+
+    async def fill(**_: Any) -> Json:
+        begin = now()
+        while (done := now() - begin) < 4 * patience:
+            progress = {"what": "fill", "done": int(done * 1000), "total": int(4000 * patience)}
+            setting.destination.server.send_event("progress", progress)
+            await asyncio.sleep(patience / 30)
+        took.append(done)
+        return destination_report()
+
+    assert await run(setting, source_report(), fill) == ("migrated", None, 0)
+    assert took and took[0] >= 4 * patience
+    assert setting.driver._result["phases_ms"]["commit"] > 0, "its report has come"
+    assert setting.told.notes == []
+
+
+async def test_a_destination_that_gets_on_no_more(setting: Setting) -> None:
+    setting.patience(other_side=0.05)
+
+    async def stop(**_: Any) -> None:
+        progress = {"what": "fill", "done": 1, "total": 2}
+        setting.destination.server.send_event("progress", progress)
+        await never()
+
+    assert await run(setting, source_report(), stop) == ("migrated", None, 0)
+    assert any("no report" in note for note in setting.told.notes)
+
+
 async def test_a_destination_that_stays_silent_after_the_commit(setting: Setting) -> None:
     assert await run(setting, source_report(), never) == ("migrated", None, 0)
 

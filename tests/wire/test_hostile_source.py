@@ -23,6 +23,7 @@ from agent.host import MAX_SOCKETS
 from agent.image.records import Record
 from agent.image.streams import stream_records
 from agent.kernel import uapi
+from agent.memory.store import MAX_RUNS
 from agent.plan import Address
 from agent.tcp.stream import Stream
 from agent.tcp.time_wait import MAX_TIME_WAITS
@@ -44,12 +45,18 @@ TIME_WAITS: Record = {
 }  # fmt: skip
 FRESH: Record = {"kind": "connections", "connections": [[4, LOCAL, 80, REMOTE, 40002]]}
 STREAMS = list(stream_records([STREAM]))
+PAGES: Record = {
+    "kind": "pages", "pid": 5000, "runs": [[0x10000, 2, 1], [0x20000, 4, 0]],
+    "data": bytes(range(256)) * 32,
+}  # fmt: skip
 QUEUE: Record = {"kind": "queue", "inode": 5, "queue": "send", "data": b"abc"}
 FILE: Record = {"kind": "file", "files": [["core-1.img", b"x"]]}
 END: Record = {"kind": "end"}
 HANDOVER: Record = {"kind": "handover", "packets": [bytes(60)], "stopped": [1]}
 UNDO: Record = {"kind": "undo", "error": FaultInjected(point="ship").to_wire()}
-RIGHT = [{"kind": "ping"}, LOCK, TIME_WAITS, FRESH, QUEUE, *STREAMS, FILE, END, HANDOVER]
+RIGHT = [
+    {"kind": "ping"}, PAGES, LOCK, TIME_WAITS, FRESH, PAGES, QUEUE, *STREAMS, FILE, END, HANDOVER,
+]  # fmt: skip
 OTHERS = [UNDO, {"kind": "packets", "packets": []}, {"kind": "bye"}, {"kind": "committed"},
           {"kind": ""}, {"kind": "__class__"}, {"kind": "x" * 10_000}]  # fmt: skip
 
@@ -159,6 +166,31 @@ def test_an_undo_with_whatever_reason(error: Any) -> None:
 UP_TO_END = [LOCK, FRESH, *STREAMS, FILE]
 NAMES = ["..", "../x.img", "/etc/x.img", "a/b.img", "a\0.img", "x" * 5000 + ".img", ".img",
          "restore.log", "é.img"]  # fmt: skip
+
+
+def many_pages(at: int) -> Record:
+    """4 MiB at an address of their own."""
+    runs = [[0x1000_0000 * (at + 1), 1024, 1], [0x10_0000_0000, 1 << 20, 0]]
+    return {**PAGES, "runs": runs, "data": bytes(range(256)) * (16 << 10)}
+
+
+BAD_PAGES: list[tuple[str, Record, str]] = [
+    ("of no process", {"pid": None}, "protocol"),
+    ("of a process with a path", {"pid": "../../etc/shadow"}, "protocol"),
+    ("of a process that cannot be", {"pid": 1 << 40}, "protocol"),
+    ("of a part of a process", {"pid": 5.0}, "protocol"),
+    ("without runs", {"runs": None}, "protocol"),
+    ("of runs without end", {"runs": [[0, 1, 0]] * (MAX_RUNS + 1), "data": b""}, "protocol"),
+    ("of a run of text", {"runs": ["abc"]}, "protocol"),
+    ("at half an address", {"runs": [[0x10001, 2, 1]]}, "protocol"),
+    ("below memory", {"runs": [[-0x1000, 2, 1]]}, "protocol"),
+    ("beyond memory", {"runs": [[1 << 63, 2, 1]]}, "protocol"),
+    ("without number", {"runs": [[0x10000, 1 << 63, 1]]}, "protocol"),
+    ("of no number", {"runs": [[0x10000, 0, 1]]}, "protocol"),
+    ("with less data", {"data": bytes(0x1FFF)}, "protocol"),
+    ("with more data", {"data": bytes(0x2001)}, "protocol"),
+    ("with data that is none", {"data": "x" * 0x2000}, "protocol"),
+]
 DEEP = {"code": "x", "fields": {"a": nested(1000)}}
 WRONG: list[tuple[str, list[Record], str]] = [
     *[(f"file {one[:12]!r}", [LOCK, {"kind": "file", "files": [[one, b"x"]]}], "image")
@@ -183,6 +215,16 @@ WRONG: list[tuple[str, list[Record], str]] = [
     ("families without end", [{**LOCK, "families": [2] * (MAX_SOCKETS + 1)}], "protocol"),
     ("connections without end",
      [{**LOCK, "connections": [0] * (MAX_SOCKETS + 1)}], "protocol"),
+    *[(f"pages {name}, {when} the lock", [*before, {**PAGES, **over}], code)
+      for when, before in (("before", []), ("after", [LOCK]))
+      for name, over, code in BAD_PAGES],
+    ("pages without end", [many_pages(at) for at in range(6)], "image-too-large"),
+    ("pages without end after the lock",
+     [LOCK, *(many_pages(at) for at in range(6))], "image-too-large"),
+    ("pages of more and more processes",
+     [{**many_pages(0), "pid": pid} for pid in range(1, 7)], "image-too-large"),
+    ("pages after the end", [*UP_TO_END, END, PAGES], "protocol"),
+    ("the lock, and pages in place of the rest", [LOCK, PAGES, HANDOVER], "protocol"),
     ("nft in an address",
      [{**LOCK, "connections": [[4, "1.1.1.1 }\nflush ruleset", 1, REMOTE, 2]]}], "protocol"),
     ("a family of 4.0", [{**LOCK, "connections": [[4.0, LOCAL, 1, REMOTE, 2]]}], "protocol"),
@@ -205,6 +247,18 @@ async def test_each_has_its_name_and_the_source_is_told(
     assert outcome.heard[-1]["kind"] == "failed"
 
 
+async def test_pages_of_more_processes_than_there_are_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_many(*_: Any) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("agent.memory.store.PageStores._file", too_many)
+    outcome = await tell(PAGES, gone=False)
+    outcome.check()
+    assert outcome.code == "images-directory"
+
+
 async def test_a_map_with_a_list_as_a_key() -> None:
     outcome = await tell(raw(b"\x82\xa4kind\xa1x\x90\x01"), gone=False)
     outcome.check()
@@ -222,6 +276,29 @@ async def test_one_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monke
         run = asyncio.ensure_future(migration.run())
         server.say({"kind": "ping"})
         report = await ended(run)
+        assert (report["outcome"], report["error"]["code"]) == ("rolled-back", "link-lost")
+
+
+async def test_pages_are_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may be on its way for longer than any silence may be; the guardian is told."""
+    monkeypatch.setattr(module, "_LOCK_TIMEOUT", 1.0)
+    loop = asyncio.get_running_loop()
+    with tempfile.TemporaryDirectory() as place, fake_hosts(Path(place, "journal")):
+        server: Any = FakeServer()
+        migration = DestinationMigration(server)
+        plan = replace(hostile.PLAN, images_dir=f"{place}/images")
+        await migration.prepare(plan.to_wire(), KEY, HOST_ID)
+        journal = migration._custody.journal
+        notes: list[float] = []
+        monkeypatch.setattr(journal, "note", lambda **_: notes.append(loop.time()))
+        run = asyncio.ensure_future(migration.run())
+        begin = loop.time()
+        while loop.time() < begin + 2.5:
+            server.say({**PAGES, "runs": [], "data": b""})
+            await asyncio.sleep(0.01)
+            assert not run.done(), run.result()
+        assert 1 <= len(notes) <= 2
+        report = await ended(run)  # which now hears nothing
         assert (report["outcome"], report["error"]["code"]) == ("rolled-back", "link-lost")
 
 

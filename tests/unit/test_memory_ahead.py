@@ -1,0 +1,183 @@
+"""When another round is worth it, and what is sent in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
+from agent.memory import ahead as module
+from agent.memory.ahead import Ahead, Round, another
+from agent.memory.reader import SPAN, Changes
+from agent.memory.store import MAX_RUNS
+from tests.support.memory import PAGE, page, pages
+
+MIB = 1 << 20
+
+
+def rounds(*mebibytes: float) -> list[Round]:
+    return [Round(int(one * MIB), 1.0) for one in mebibytes]
+
+
+@pytest.mark.parametrize(("sent", "most", "more"), [
+    ((), 1, True),
+    ((1000,), 1, False),  # no more than that
+    ((1000,), 8, True),  # nothing to compare it with
+    ((8.1,), 8, True),
+    ((8,), 8, False),  # so little is sent in the blackout
+    ((0,), 8, False),
+    ((1000, 700), 8, True),
+    ((1000, 701), 8, False),  # it shrinks no more
+    ((1000, 1200), 8, False),
+    ((1000, 100, 50), 8, True),
+    ((1000, 100, 50), 3, False),
+    ((1000, 100, 90), 8, False),
+    ((1000, 100, 5), 8, False),
+])  # fmt: skip
+def test_whether_another_round_is_worth_it(sent: tuple[float, ...], most: int, more: bool) -> None:
+    assert another(rounds(*sent), most) is more
+
+
+def test_there_is_an_end_whatever_is_sent() -> None:
+    for shrinks in (0.0, 0.5, 0.69, 0.71, 1.0, 2.0):
+        size, done = 1e15, rounds()
+        while another(done, 100):
+            done.append(Round(int(size), 1.0))
+            size *= shrinks
+        assert 1 <= len(done) <= 100
+
+
+class FakeLink:
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.drained = 0
+
+    def send(self, record: dict[str, Any]) -> None:
+        for piece in RecordEncoder().encode(record):
+            assert len(piece) <= MAX_BODY
+        self.records.append(record)
+
+    async def drain(self) -> None:
+        self.drained += 1
+
+
+class FakeReader:
+    """Its changes come from the test, a list of spans for each look."""
+
+    script: dict[int, list[list[Changes] | OSError]] = {}
+
+    def __init__(self, pid: int) -> None:
+        self._looks = self.script[pid]
+
+    def changes(self) -> Iterator[Changes]:
+        look = self._looks.pop(0)
+        if isinstance(look, OSError):
+            raise look
+        yield from look
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> FakeLink:
+    monkeypatch.setattr(module, "MemoryReader", FakeReader)
+    return FakeLink()
+
+
+def span(first: int, count: int, data: bool = True) -> Changes:
+    changes = Changes()
+    changes.add(first * PAGE, count, memoryview(pages(first, count)) if data else None)
+    return changes
+
+
+def joined(link: FakeLink) -> tuple[list[list[int]], bytes]:
+    return (
+        [run for record in link.records for run in record["runs"]],
+        b"".join(record["data"] for record in link.records),
+    )
+
+
+async def test_small_changes_go_together_large_ones_do_not(link: FakeLink) -> None:
+    FakeReader.script = {1: [[
+        span(0, 1), Changes(), span(600, 2, data=False), span(700, 3), span(1024, SPAN // PAGE),
+        span(2048, 1),
+    ]]}  # fmt: skip
+    done: list[int] = []
+    ahead = Ahead(link, done.append)  # type: ignore[arg-type]
+    sent = await ahead.round([1])
+    assert [len(record["runs"]) for record in link.records] == [4, 1]
+    assert {(one["kind"], one["pid"]) for one in link.records} == {("pages", 1)}
+    runs, data = joined(link)
+    assert runs == [[0, 1, 1], [600 * PAGE, 2, 0], [700 * PAGE, 3, 1],
+                    [1024 * PAGE, 512, 1], [2048 * PAGE, 1, 1]]  # fmt: skip
+    assert data == page(0) + pages(700, 3) + pages(1024, 512) + page(2048)
+    assert sent.bytes == ahead.sent == len(data) and sent.ms >= 0
+    assert link.drained == 2 and done == [len(data) - PAGE, len(data)]
+    assert ahead.report() == [{"bytes": len(data), "ms": sent.ms}]
+
+
+async def test_nothing_has_changed(link: FakeLink) -> None:
+    FakeReader.script = {1: [[Changes()] * 100]}
+    assert (await Ahead(link, lambda _: None).round([1])).bytes == 0  # type: ignore[arg-type]
+    assert link.records == []
+
+
+async def test_no_record_has_too_many_runs(link: FakeLink) -> None:
+    scattered = Changes()
+    for number in range(0, SPAN // PAGE, 2):
+        scattered.add(number * PAGE, 1, None)
+    FakeReader.script = {1: [[scattered] * 300]}
+    await Ahead(link, lambda _: None).round([1])  # type: ignore[arg-type]
+    assert sum(len(record["runs"]) for record in link.records) == 300 * 256
+    assert len(link.records) > 1
+    assert max(len(record["runs"]) for record in link.records) <= MAX_RUNS
+
+
+async def test_no_record_is_too_large(link: FakeLink) -> None:
+    """The most there can be: nearly a chunk is waiting, and a whole span comes."""
+    FakeReader.script = {1: [[span(0, CHUNK // PAGE - 1), span(512, 512)]]}
+    await Ahead(link, lambda _: None).round([1])  # type: ignore[arg-type]
+    (record,) = link.records
+    whole = b"".join(b"".join(RecordEncoder().encode(record)) for _ in range(1))
+    assert list(RecordDecoder().feed(whole)) == [record]
+
+
+async def test_silence_is_not_for_long(link: FakeLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle process may have so much memory that looking at it takes a minute."""
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def slowly() -> Iterator[Changes]:
+        for _ in range(60):
+            clock[0] += 1.0
+            yield Changes()
+
+    FakeReader.script = {1: [slowly()]}  # type: ignore[list-item]
+    called: list[int] = []
+    await Ahead(link, called.append).round([1])  # type: ignore[arg-type]
+    assert len(link.records) == len(called) == 10
+    assert all(record["runs"] == [] and record["data"] == b"" for record in link.records)
+
+
+async def test_processes_that_come_and_go(link: FakeLink) -> None:
+    """Each keeps what was sent of it; one that has ended is passed over."""
+    FakeReader.script = {
+        1: [[span(0, 1)], [span(1, 1)]],
+        2: [ProcessLookupError(3, "No such process")],
+        3: [[span(5, 1)], FileNotFoundError(2, "No such file")],
+    }
+    ahead = Ahead(link, lambda _: None)  # type: ignore[arg-type]
+    await ahead.round([1, 2])
+    await ahead.round([1, 3])
+    FakeReader.script[1].append([])
+    await ahead.round([1, 3])
+    assert [(one["pid"], one["runs"]) for one in link.records] == [
+        (1, [[0, 1, 1]]), (1, [[PAGE, 1, 1]]), (3, [[5 * PAGE, 1, 1]]),
+    ]  # fmt: skip
+    assert [one.bytes for one in ahead.rounds] == [PAGE, 2 * PAGE, 0]
+
+
+async def test_what_may_not_be_read_is_no_end_of_a_process(link: FakeLink) -> None:
+    FakeReader.script = {1: [PermissionError(13, "Permission denied")]}
+    with pytest.raises(PermissionError):
+        await Ahead(link, lambda _: None).round([1])  # type: ignore[arg-type]
