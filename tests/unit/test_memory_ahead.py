@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from agent.memory import ahead as module
 from agent.memory.ahead import Ahead, Round, another
 from agent.memory.reader import SPAN, Changes
 from agent.memory.store import MAX_RUNS
+from agent.source import SourceMigration
+from agent.source_host import SourceHost
 from tests.support.memory import PAGE, page, pages
 
 MIB = 1 << 20
@@ -68,10 +72,15 @@ class FakeReader:
 
     script: dict[int, list[list[Changes] | OSError]] = {}
 
-    def __init__(self, pid: int) -> None:
-        self._looks = self.script[pid]
+    tracked = True
 
-    def changes(self) -> Iterator[Changes]:
+    def __init__(self, pid: int, pidfd: int | None) -> None:
+        self._looks = self.script[pid]
+        self.pidfd = pidfd
+        self.lasts: list[bool] = []
+
+    def changes(self, *, last: bool) -> Iterator[Changes]:
+        self.lasts.append(last)
         look = self._looks.pop(0)
         if isinstance(look, OSError):
             raise look
@@ -104,7 +113,7 @@ async def test_small_changes_go_together_large_ones_do_not(link: FakeLink) -> No
     ]]}  # fmt: skip
     done: list[int] = []
     ahead = Ahead(link, done.append)  # type: ignore[arg-type]
-    sent = await ahead.round([1])
+    sent = await ahead.round({1: 11})
     assert [len(record["runs"]) for record in link.records] == [4, 1]
     assert {(one["kind"], one["pid"]) for one in link.records} == {("pages", 1)}
     runs, data = joined(link)
@@ -118,7 +127,7 @@ async def test_small_changes_go_together_large_ones_do_not(link: FakeLink) -> No
 
 async def test_nothing_has_changed(link: FakeLink) -> None:
     FakeReader.script = {1: [[Changes()] * 100]}
-    assert (await Ahead(link, lambda _: None).round([1])).bytes == 0  # type: ignore[arg-type]
+    assert (await Ahead(link, lambda _: None).round({1: 11})).bytes == 0  # type: ignore[arg-type]
     assert link.records == []
 
 
@@ -127,7 +136,7 @@ async def test_no_record_has_too_many_runs(link: FakeLink) -> None:
     for number in range(0, SPAN // PAGE, 2):
         scattered.add(number * PAGE, 1, None)
     FakeReader.script = {1: [[scattered] * 300]}
-    await Ahead(link, lambda _: None).round([1])  # type: ignore[arg-type]
+    await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
     assert sum(len(record["runs"]) for record in link.records) == 300 * 256
     assert len(link.records) > 1
     assert max(len(record["runs"]) for record in link.records) <= MAX_RUNS
@@ -136,7 +145,7 @@ async def test_no_record_has_too_many_runs(link: FakeLink) -> None:
 async def test_no_record_is_too_large(link: FakeLink) -> None:
     """The most there can be: nearly a chunk is waiting, and a whole span comes."""
     FakeReader.script = {1: [[span(0, CHUNK // PAGE - 1), span(512, 512)]]}
-    await Ahead(link, lambda _: None).round([1])  # type: ignore[arg-type]
+    await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
     (record,) = link.records
     whole = b"".join(b"".join(RecordEncoder().encode(record)) for _ in range(1))
     assert list(RecordDecoder().feed(whole)) == [record]
@@ -154,7 +163,7 @@ async def test_silence_is_not_for_long(link: FakeLink, monkeypatch: pytest.Monke
 
     FakeReader.script = {1: [slowly()]}  # type: ignore[list-item]
     called: list[int] = []
-    await Ahead(link, called.append).round([1])  # type: ignore[arg-type]
+    await Ahead(link, called.append).round({1: 11})  # type: ignore[arg-type]
     assert len(link.records) == len(called) == 10
     assert all(record["runs"] == [] and record["data"] == b"" for record in link.records)
 
@@ -167,17 +176,58 @@ async def test_processes_that_come_and_go(link: FakeLink) -> None:
         3: [[span(5, 1)], FileNotFoundError(2, "No such file")],
     }
     ahead = Ahead(link, lambda _: None)  # type: ignore[arg-type]
-    await ahead.round([1, 2])
-    await ahead.round([1, 3])
+    await ahead.round({1: 11, 2: 12})
+    await ahead.round({1: 11, 3: 13})
     FakeReader.script[1].append([])
-    await ahead.round([1, 3])
+    await ahead.round({1: 11, 3: 13})
     assert [(one["pid"], one["runs"]) for one in link.records] == [
         (1, [[0, 1, 1]]), (1, [[PAGE, 1, 1]]), (3, [[5 * PAGE, 1, 1]]),
     ]  # fmt: skip
     assert [one.bytes for one in ahead.rounds] == [PAGE, 2 * PAGE, 0]
 
 
+async def test_who_runs_is_tracked_who_stands_still_is_not(link: FakeLink) -> None:
+    """In the last round a process may be new: it cannot be made to open anything any more."""
+    FakeReader.script = {1: [[], []], 2: [[]]}
+    ahead = Ahead(link, lambda _: None)  # type: ignore[arg-type]
+    await ahead.round({1: 11})
+    await ahead.round({1: 11, 2: 12}, last=True)
+    readers: Any = ahead._readers
+    assert {pid: (one.pidfd, one.lasts) for pid, one in readers.items()} == {
+        1: (11, [False, True]), 2: (None, [True]),
+    }  # fmt: skip
+
+
 async def test_what_may_not_be_read_is_no_end_of_a_process(link: FakeLink) -> None:
     FakeReader.script = {1: [PermissionError(13, "Permission denied")]}
     with pytest.raises(PermissionError):
-        await Ahead(link, lambda _: None).round([1])  # type: ignore[arg-type]
+        await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
+
+
+async def test_the_guardian_is_told_while_a_round_takes_long(
+    link: FakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes an agent that is at one thing for three minutes for hung, and kills it."""
+    clock, notes, told = [1000.0], [], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def slowly() -> Iterator[Changes]:
+        for number in range(600):
+            clock[0] += 1.0
+            yield span(512 * number, 512) if number % 100 == 0 else Changes()
+
+    FakeReader.script = {1: [slowly()]}  # type: ignore[list-item]
+    migration: Any = object.__new__(SourceMigration)
+    migration._noted = 0.0
+    journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
+    migration._custody = SimpleNamespace(journal=journal)
+    host: Any = object.__new__(SourceHost)
+    host._plan = SimpleNamespace(max_rounds=1, memory=1 << 30)
+    host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
+    host._opened = SimpleNamespace(callback=lambda _: None)
+    host._send_event = lambda name, data: told.append(data["done"])
+    await host.copy_ahead(link, migration._gets_on)
+    gaps = [after - before for before, after in itertools.pairwise([1000.0, *notes, clock[0]])]
+    assert notes and max(gaps) < 60
+    assert len(notes) < 50, "each is a write to the disk"
+    assert told[-1] == 6 * SPAN and host.rounds() == [{"bytes": 6 * SPAN, "ms": 600_000.0}]
