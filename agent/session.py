@@ -123,9 +123,12 @@ class Calls:
         return await self._prepared("destination", "destination.run").run()
 
     async def _journal_list(self) -> Any:
-        from agent import journal
+        from agent import host_id, journal
 
-        return {"journals": [one.summary() for one in journal.histories()]}
+        with journal.as_journal_error(journal.DIRECTORY / host_id.FILE):
+            here = host_id.own(journal.DIRECTORY)
+        rows = [{**one.summary(), "host_id": here} for one in journal.histories()]
+        return {"journals": rows}
 
     async def _recovery_settle(
         self, migration: str, role: str, word: str | None, patience: float

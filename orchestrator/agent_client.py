@@ -45,6 +45,7 @@ class JournalFacts(TypedDict):
     pid: int
     source: str
     destination: str
+    host_id: str
     other_host: str  # the other host's id; "" where it is not known
 
 

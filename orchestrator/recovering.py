@@ -200,9 +200,8 @@ class Recoverer:
             names = {"source": one["source"], "destination": one["destination"]}
             names[one["role"]] = what  # as it is reached now
             other = DESTINATION if one["role"] == SOURCE else SOURCE
-            found[one["id"]] = Named(
-                one["id"], **names, pid=one["pid"], **{f"{other}_id": one["other_host"]}
-            )
+            ids = {f"{one['role']}_id": one["host_id"], f"{other}_id": one["other_host"]}
+            found[one["id"]] = Named(one["id"], **names, **ids, pid=one["pid"])
         return list(found.values())
 
     def _recorded(self, record: Record) -> Named:

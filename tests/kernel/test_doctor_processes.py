@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from agent import offspring
 from agent.freeze import thread_states
-from agent.guardian import _CODE
 from agent.kernel import proc
 from agent.leftovers.facts import HAND
 from agent.protocol import SOURCE
@@ -76,10 +76,8 @@ def test_a_lock_of_criu_made_with_iptables(doctor: Doctor) -> None:
 def guardian_of(doctor: Doctor, agent: int) -> int:
     """A guardian whose pipe somebody still holds."""
     watched, _ = pipe = os.pipe()
-    arguments = [str(ROOT), ID, SOURCE, str(doctor.places.journals), str(watched), str(agent)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CODE, *arguments], pass_fds=(watched,), stdin=subprocess.DEVNULL
-    )
+    arguments = [ID, SOURCE, str(doctor.places.journals), str(watched), str(agent)]
+    process = offspring.start("agent.guardian", arguments, [watched])
     _started.append((process, pipe))
     doctor.pids.append(process.pid)
     return process.pid

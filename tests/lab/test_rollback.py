@@ -14,7 +14,7 @@ PHASES = [
     "restore_process@destination", "commit@destination", "take_over@destination",
     "decide@destination",
 ]  # fmt: skip
-BEFORE_HANDOVER = PHASES[: PHASES.index("unlock")]
+BEFORE_HANDOVER = PHASES[:10]
 
 
 def went_on(lab: Lab, pid: int, migration: Migration, code: str) -> None:

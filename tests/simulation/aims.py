@@ -37,6 +37,18 @@ def unreachable_source(seed: int) -> list[Fault]:
     ]
 
 
+def another_destination(seed: int) -> list[Fault]:
+    """In doubt, with the commit on disk, a recovery reaches another machine by its name."""
+    chance = random.Random(seed * 2 + 1)
+    at = chance.randrange(56, 68)
+    return [
+        Fault(at, "break", "link"),
+        Fault(at, "stranger", DESTINATION, 300.0),
+        Fault(at + 1, "kill", "orchestrator"),
+        Fault(at + chance.randrange(2, 12), "recover", "id"),
+    ]
+
+
 def unsynced_commit(seed: int) -> list[Fault]:
     """The commit cannot be synced, and the agent is killed at about that moment."""
     chance = random.Random(seed * 2 + 1)

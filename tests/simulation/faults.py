@@ -152,6 +152,18 @@ def _forgetful(world: World, fault: Fault) -> bool:
     return True
 
 
+def _stranger(world: World, fault: Fault) -> bool:
+    """Whoever connects anew to that host's name comes to another machine, which knows nothing."""
+    host = world.hosts[fault.where]
+
+    def mended() -> None:
+        host.stranger = False
+
+    host.stranger = True
+    world.later(fault.amount, mended)
+    return True
+
+
 def _sync(world: World, fault: Fault) -> bool:
     world.hosts[fault.where].sync_fails = True
     return True
@@ -254,6 +266,7 @@ _MENU: dict[str, tuple[int, _Places, tuple[float, ...], Callable[[World, Fault],
     "full": (6, _HOSTS, (1.0, 20.0, 300.0), _full),
     "read-only": (6, _HOSTS, (1.0, 20.0, 300.0), _keep),
     "forgetful": (3, _HOSTS, (20.0, 300.0), _forgetful),
+    "stranger": (4, _HOSTS, (20.0, 300.0), _stranger),
     "sync": (6, _HOSTS, (0.0,), _sync),
     "fail": (6, _HOSTS, (1.0, 1.0, 3.0), _fail),
     "recover": (14, ("id", *_HOSTS), (0.0,), _recover),

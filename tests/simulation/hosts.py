@@ -47,14 +47,15 @@ class Host:
 
     __slots__ = (
         "world", "role", "id", "boot", "up", "copy", "locked", "address", "streams", "repair",
-        "stuck", "file", "holder", "full", "keeps", "forgetful", "removed", "sync_fails", "failing",
-        "processes",
+        "stuck", "stranger", "file", "holder", "full", "keeps", "forgetful", "removed",
+        "sync_fails", "failing", "processes",
     )  # fmt: skip
 
     def __init__(self, world: World, role: str) -> None:
         self.world, self.role, self.up = world, role, True
         self.id = f"id of the {role}"  # beside its journals
         self.boot = 1
+        self.stranger = False  # another machine answers to its name
         self.file: File | None = None
         self.holder: object = None  # the process that has the journal's lock
         self.full = False  # the disk takes no more records

@@ -10,7 +10,12 @@ from typing import Any
 from agent.errors import AgentError
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Move, Table
 from orchestrator.recovery import Recovered, carry
-from tests.simulation.aims import early_recovery, unreachable_source, unsynced_commit
+from tests.simulation.aims import (
+    another_destination,
+    early_recovery,
+    unreachable_source,
+    unsynced_commit,
+)
 from tests.simulation.faults import Fault, choose
 from tests.simulation.world import World
 
@@ -102,6 +107,10 @@ async def _destination_first(ask: Any, told: Any, forget: Any) -> Recovered:
 def _asks_destination_first(world: World) -> None:
     """Either is enough: a destination that knows nothing yet was not told to the source either."""
     world.carry = _destination_first
+    world.vouched = lambda side, named, role: side
+
+
+def _believes_anyone(world: World) -> None:
     world.vouched = lambda side, named, role: side
 
 
@@ -237,6 +246,12 @@ MUTANTS = {
             "a recovery asks the destination before the source, and believes whoever answers",
             world=_asks_destination_first,
             schedule=early_recovery,
+        ),
+        Mutant(
+            "believes-anyone",
+            "a recovery takes another machine, by the destination's name, for the destination",
+            world=_believes_anyone,
+            schedule=another_destination,
         ),
     )
 }

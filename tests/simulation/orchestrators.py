@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from agent.errors import AgentError
-from agent.protocol import DESTINATION, SOURCE
+from agent.protocol import DESTINATION, SOURCE, TABLES
+from agent.recovery import Settled
 from orchestrator.errors import AgentSilent, HostUnreachable
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 from orchestrator.recovery import Named, Recovered
@@ -96,7 +97,7 @@ class Recovery(Process):
             history = hosts[self.named].history()
             assert history is not None
             other = DESTINATION if self.named == SOURCE else SOURCE
-            ids = {self.named: "", other: history.facts.get("other_host", "")}
+            ids = {self.named: hosts[self.named].id, other: history.facts.get("other_host", "")}
         return Named(ID, SOURCE, DESTINATION, 7, ids[SOURCE], ids[DESTINATION])
 
     def _told(self, result: Recovered) -> None:
@@ -112,6 +113,11 @@ class Recovery(Process):
             return HostUnreachable(host=role, detail="no route to host")
         self._asked += 1
         host = world.hosts[role]
+        if host.stranger:
+            world.cover["found", role, "another host"] += 1
+            if question.forget:
+                return False
+            return Settled(role, "", "", TABLES[role].unheard, [], host_id="another").to_wire()
         if question.forget:
             Forgetter(world, host, self._answer(role))
         else:

@@ -79,7 +79,7 @@ def _heal(world: World) -> None:
     world.link.spoilt.clear()
     for host in world.hosts.values():
         host.up, host.full, host.sync_fails, host.failing = True, False, False, 0
-        host.keeps = host.forgetful = False
+        host.keeps = host.forgetful = host.stranger = False
     _until(world, lambda: not world.outside, 400.0)
     for process in world.outside[:]:  # hangs for ever: the user ends it
         process.die()

@@ -195,7 +195,8 @@ async def test_a_journal_counts_whatever_the_host_is(hosts: Pair) -> None:
 async def test_of_a_host_by_name_only_a_known_other_is_believed(hosts: Pair) -> None:
     """A source that never heard of the destination's id has not handed over, and asks nobody."""
     row = {"id": ID, "role": "source", "state": "ready", "at": 1.0, "pid": 5000,
-           "source": "src", "destination": "dst", "other_host": ""}  # fmt: skip
+           "source": "src", "destination": "dst", "host_id": SOURCE_ID,
+           "other_host": ""}  # fmt: skip
     hosts.host("src", GOES_ON, **{"journal.list": {"journals": [row]}})
     hosts.host("dst", STRANGER)
     (report,) = await Recoverer(None, hosts.records).recover("src")
@@ -292,7 +293,8 @@ async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
 async def test_all_that_a_host_knows(hosts: Pair) -> None:
     rows = [
         {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
-         "source": "old-name", "destination": "dst", "other_host": DESTINATION_ID},
+         "source": "old-name", "destination": "dst", "host_id": SOURCE_ID,
+         "other_host": DESTINATION_ID},
     ]  # fmt: skip
     hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
     hosts.host("dst", HAS_IT)

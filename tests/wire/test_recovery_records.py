@@ -18,6 +18,7 @@ from orchestrator.records import Records, directory, is_open
 from orchestrator.recovering import Recoverer
 from tests.wire.scripted_agent import (
     DESTINATION_ID,
+    SOURCE_ID,
     Json,
     ScriptedAgent,
     destination_report,
@@ -64,7 +65,8 @@ async def test_what_a_damaged_record_cannot_take_is_not_forgotten(
 ) -> None:
     rows = [
         {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
-         "source": "src", "destination": "dst", "other_host": DESTINATION_ID},
+         "source": "src", "destination": "dst", "host_id": SOURCE_ID,
+         "other_host": DESTINATION_ID},
     ]  # fmt: skip
     hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
     hosts.host("dst", HAS_IT)
