@@ -1,9 +1,10 @@
 """Read the private anonymous memory of a process, and find what has changed since the last time.
 
-Where the kernel tells what was written to (`tracker`), that is what has changed. Elsewhere all is
-read, and a page has changed when its digest is another: the 64 bits of Python's keyed hash, whose
-key is random and this process's own. What was never read counts as zeros, as it does at the
-destination, so zeros are only sent where there may have been something else before.
+Where the kernel tells what was written to (`tracker`), that is what has changed. Elsewhere, and
+where devices write, too (`direct`), all is read, and a page has changed when its digest is another:
+the 64 bits of Python's keyed hash, whose key is random and this process's own. What was never read
+counts as zeros, as it does at the destination, so zeros are only sent where there may have been
+something else before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from agent.kernel.syscalls import MAX_VECTORS, read_memory
+from agent.memory.direct import written_by_devices
 from agent.memory.layout import PAGE, anonymous, present
 from agent.memory.tracker import Tracker
 
@@ -63,7 +65,8 @@ class MemoryReader:
         self._tracker: Tracker | None = None
         if pidfd is not None:
             with contextlib.suppress(OSError):
-                self._tracker = Tracker(pid, pidfd)
+                if not written_by_devices(pid):
+                    self._tracker = Tracker(pid, pidfd)
 
     @property
     def tracked(self) -> bool:
@@ -85,6 +88,8 @@ class MemoryReader:
                     continue
                 for first, until in _spans(present(pagemap, start, end)):
                     yield self._differing(memory, first, until)
+        if self._tracker is not None and not last and written_by_devices(self.pid):
+            self._stop_tracking()  # what was pinned when it was protected may still change
 
     def _written(self, pagemap: int, start: int, end: int, last: bool) -> list[Range] | None:
         """None where the kernel cannot tell."""
@@ -166,9 +171,13 @@ class MemoryReader:
             found.add(first + begin * PAGE, page - begin, run)
         known[at : at + len(fresh)] = fresh
 
-    def close(self) -> None:
+    def _stop_tracking(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
+            self._tracker = None
+
+    def close(self) -> None:
+        self._stop_tracking()
 
 
 @contextlib.contextmanager

@@ -6,10 +6,12 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
 from agent.memory import layout
+from agent.memory.direct import written_by_devices
 from agent.memory.reader import SPAN, MemoryReader
 from tests.support.memory import (
     BASE,
@@ -329,6 +331,48 @@ def test_a_child_has_a_reader_of_its_own(process: Subject, copied: Look) -> None
     child.write(4, page(4, 1))
     process.write(5, page(5, 1))
     copy.finds({4: page(4, 1)})
+
+
+@pytest.mark.parametrize("how", ["direct", "background"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_where_devices_may_write_nobody_relies_on_the_page_tables(
+    process: Subject, tmp_path: Path, how: str, when: str
+) -> None:
+    def begin() -> None:
+        if how == "direct":
+            process.do("open", str(tmp_path / "file"), os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        else:
+            process.do("background_io")
+
+    process.map(0, 100)
+    process.write(0, pages(0, 100))
+    if when == "before":
+        begin()
+    pidfd = os.pidfd_open(process.pid)
+    copy = Copy(process.pid, False)
+    copy.reader.close()
+    copy.reader = MemoryReader(process.pid, pidfd)
+    os.close(pidfd)
+    assert copy.reader.tracked == (when == "meanwhile")
+    if when == "meanwhile":
+        begin()
+    copy.look()
+    assert not copy.reader.tracked
+    process.write(50, page(50, 1))
+    copy.look()
+    copy.has(0, pages(0, 50) + page(50, 1) + pages(51, 49))
+    copy.finds()
+    copy.reader.close()
+
+
+def test_a_path_of_a_pipe_is_no_direct_io() -> None:
+    """O_DIRECT of a pipe keeps its packets apart."""
+    ends = os.pipe2(os.O_DIRECT)
+    try:
+        assert not written_by_devices(os.getpid())
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def test_a_process_that_has_ended(process: Subject, copied: Look) -> None:

@@ -39,6 +39,7 @@ MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT, MADV_GUARD_INSTALL = 4, 8, 21, 102
 _API, _REGISTER = 0xC018AA3F, 0xC020AA00
 _EVENTS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6  # FORK, REMAP, REMOVE, UNMAP
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+_IO_SETUP = {"x86_64": 206, "aarch64": 0}
 RESTORED = 0x52535446
 
 
@@ -228,6 +229,14 @@ class _Process:
 
     def exit(self) -> None:
         os._exit(0)
+
+    def open(self, path: str, flags: int) -> int:
+        return os.open(path, flags)
+
+    def background_io(self) -> None:
+        """io_setup(2)."""
+        context = ctypes.c_ulong(0)
+        self._call("syscall", _IO_SETUP[platform.machine()], 1, ctypes.addressof(context))
 
     # memory; no call holds Python's lock while it waits
 
