@@ -274,7 +274,19 @@ class DestinationMigration:
             self._custody.journal.note(resumed=True)
 
     async def _finish(self) -> None:
-        """After the commit: what the peers sent meanwhile, and the peers themselves."""
+        """After the commit: the peers, and the rest of the memory beside them."""
+        filling = asyncio.create_task(self._fill()) if self._host.fills else None
+        try:
+            await self._wake_peers()
+            if filling is not None:
+                await filling
+        finally:
+            if filling is not None:
+                filling.cancel()
+        self._machine.back("ended")
+
+    async def _wake_peers(self) -> None:
+        """What they sent meanwhile, then the peers themselves."""
         host = self._host
         with self._phases.step("replay"):
             with contextlib.suppress(AgentError):
@@ -292,12 +304,12 @@ class DestinationMigration:
         await asyncio.wait({listening}, timeout=_GOODBYE)
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
-        if host.fills:
+
+    async def _fill(self) -> None:
+        with self._phases.step("fill"):
             with contextlib.suppress(AgentError):
                 await self._faults.at("fill")
-            with self._phases.step("fill"):
-                await host.filled(self._left)
-        self._machine.back("ended")
+            await self._host.filled(self._left)
 
     def _left(self, left: int) -> None:
         """So much of the process's memory is not in its place yet."""
