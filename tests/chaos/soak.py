@@ -25,6 +25,7 @@ _EVERY = 50  # migrations between samples; even, so that the process is where it
 _WARM = 10  # migrations before the first sample: caches of the kernel and of Redis fill
 _MEMORY = 1.10  # what memory may be of what it was: a fragmented heap is no leak
 _SLACK = 4096  # KiB
+_LOOKS = 5
 
 # One number a line, in this order.
 _LOOK = f"""
@@ -74,9 +75,15 @@ class Soak:
 
 
 def look(lab: Lab, host: str, pid: int) -> dict[str, int]:
-    """The numbers of a host."""
-    lines = lab.run(host, _LOOK.replace("PID", str(pid)), check=False).split()
-    return dict(zip(_NAMES, map(int, lines), strict=True))
+    """The numbers of a host, each the least of some looks: they see themselves, and who just ends.
+
+    What has leaked is there in every look.
+    """
+    looks = []
+    for _ in range(_LOOKS):
+        lines = lab.run(host, _LOOK.replace("PID", str(pid)), check=False).split()
+        looks.append(map(int, lines))
+    return dict(zip(_NAMES, map(min, zip(*looks, strict=True)), strict=True))
 
 
 def run(lab: Lab, migrations: int, connections: int) -> Soak:
