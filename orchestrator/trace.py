@@ -11,8 +11,8 @@ Json = dict[str, Any]
 _HOSTS = ("source", "destination")
 
 
-def chrome(result: Json) -> Json:
-    """The events of a result: a process a host, a row for each phase that overlaps another.
+def chrome(result: Json, timeline: list[Json]) -> Json:
+    """The events of a migration: a process a host, a row for each phase that overlaps another.
 
     Times are microseconds on the source's clock, from the beginning of the blackout.
     """
@@ -21,7 +21,7 @@ def chrome(result: Json) -> Json:
         name = {"name": f"{role}: {result[role]}"}
         events.append({"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": name})
         rows: list[float] = []  # when each row is free again
-        spans = [one for one in result["timeline"] if one["role"] == role]
+        spans = [one for one in timeline if one["role"] == role]
         for span in sorted(spans, key=lambda one: one["start_ms"]):
             start, end = span["start_ms"], span["start_ms"] + span["ms"]
             row = next((at for at, free in enumerate(rows) if free <= start), len(rows))

@@ -31,7 +31,7 @@ def move(context: click.Context, /, dry_run: bool, trace: str | None, **given: A
         return int(context.invoke(check, **given))
     driver, result = run_driver(given, "migrate")
     if trace is not None:
-        _trace(trace, result)
+        _trace(trace, result, driver.timeline)
 
     from orchestrator import report
     from orchestrator.migration.result import exit_status
@@ -48,7 +48,7 @@ def move(context: click.Context, /, dry_run: bool, trace: str | None, **given: A
     return exit_status(result, driver.error)
 
 
-def _trace(path: str, result: dict[str, Any]) -> None:
+def _trace(path: str, result: dict[str, Any], timeline: list[dict[str, Any]]) -> None:
     import json
     import sys
 
@@ -57,6 +57,6 @@ def _trace(path: str, result: dict[str, Any]) -> None:
 
     try:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(chrome(result), file)
+            json.dump(chrome(result, timeline), file)
     except OSError as error:
         report.say(f"migrate: no trace in {path}: {error.strerror}", sys.stderr)

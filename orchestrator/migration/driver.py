@@ -74,6 +74,7 @@ class Driver:
             self._faults.fill = records.fill
         self._unended = False  # something is left to do at a host
         self.refusals: list[Refusal] = []
+        self.timeline: list[Json] = []  # `results.Span`s
         self.plan: Plan | None = None
         self.process: Facts = {}  # what the source's agent found
         self.error: AgentError | None = None
@@ -259,6 +260,7 @@ class Driver:
         troubled = migrated and taken is not None and taken["error"] is not None
         self._unended = sent is None or taken is None or troubled
         results.merge(self._result, sent, taken)
+        self.timeline = results.timeline(sent, taken)
         if migrated and not self._unended and self._write_down_end():
             with contextlib.suppress(AgentError):  # nobody will ask any more
                 await destination.forget(self._result["id"])

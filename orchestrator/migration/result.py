@@ -22,7 +22,6 @@ from orchestrator.refusals import Refusal
 
 PHASES = (
     "check",
-    "pre_copy",
     "lock",
     "freeze",
     "dump_streams",
@@ -34,8 +33,8 @@ PHASES = (
     "take_over",
     "unlock",
     "replay",
-    "fill",
 )
+AHEAD_PHASES = ("pre_copy", "fill")  # only where memory goes ahead
 MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
 OVER = "over"  # of a recovery: neither host knows of it; it has ended, or never begun
 _STATUSES = {
@@ -132,8 +131,6 @@ class Result(Ending):
     streams: list[StreamResult]
     replayed_packets: int
     bytes: MovedBytes
-    rounds: list[RoundReport]
-    timeline: list[Span]
 
 
 class SourceReport(TypedDict):
@@ -208,8 +205,6 @@ def empty(migration_id: str, source: str, destination: str, pid: int) -> Json:
         "streams": [],
         "replayed_packets": 0,
         "bytes": {"memory": 0, "streams": 0, "files": 0},
-        "rounds": [],
-        "timeline": [],
     }
 
 
@@ -246,14 +241,15 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
     for report in (source, destination):
         if report is not None:
             for phase, ms in report["phases_ms"].items():
-                if phase in result["phases_ms"]:
-                    result["phases_ms"][phase] += float(ms)
+                if phase in result["phases_ms"] or phase in AHEAD_PHASES:
+                    before = result["phases_ms"].get(phase, 0.0)
+                    result["phases_ms"][phase] = before + float(ms)
     if destination is not None:
         result["replayed_packets"] = destination["replayed_packets"]
     if source is not None:
         result["bytes"] = source["bytes"]
-        result["rounds"] = source["rounds"]
-        result["timeline"] = _timeline(source, destination)
+        if source["rounds"]:
+            result["rounds"] = source["rounds"]
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:
@@ -263,10 +259,9 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
         result["error"] = _error(source) or _error(destination)
 
 
-def _timeline(source: SourceReport, destination: DestinationReport | None) -> list[Json]:
-    """What both hosts were at; nothing where the blackout never began."""
-    begin = source["lock_at"]
-    if not begin:
+def timeline(source: SourceReport | None, destination: DestinationReport | None) -> list[Json]:
+    """What both hosts were at, as `Span`s; nothing where the blackout never began."""
+    if source is None or not (begin := source["lock_at"]):
         return []
     spans = [("source", one, begin) for one in source["spans"]]
     if destination is not None:

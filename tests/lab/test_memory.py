@@ -63,7 +63,7 @@ def test_by_itself_it_does_so_where_there_is_much(lab: Lab, redis: int, data: st
 def test_at_once_where_asked_for(lab: Lab, redis: int, data: str) -> None:
     migration = lab.migrate("src", "dst", redis, "--memory", "stop")
     moved(lab, redis, migration, data)
-    assert migration.result["rounds"] == []
+    assert "rounds" not in migration.result
 
 
 def test_there_and_back(lab: Lab, redis: int, data: str) -> None:

@@ -56,11 +56,10 @@ def merged(outcome: str, source: Json | None, destination: Json | None) -> Json:
 
 def test_a_result_has_every_key_from_the_start() -> None:
     result = empty("id", "src", "dst", 1)
-    assert list(result["phases_ms"]) == list(PHASES) and len(PHASES) == 14
+    assert list(result["phases_ms"]) == list(PHASES) and len(PHASES) == 12
     assert set(result) == {
         "id", "outcome", "error", "source", "destination", "pid", "blackout_ms",
-        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes", "rounds",
-        "timeline",
+        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes",
     }  # fmt: skip
     assert result["bytes"] == {"memory": 0, "streams": 0, "files": 0}
     assert merged(MIGRATED, source_report(), destination_report()).keys() == result.keys()
@@ -104,10 +103,10 @@ ROUNDS = [{"bytes": 900 << 20, "ms": 812.5}, {"bytes": 0, "ms": 3}]
 
 
 def test_the_rounds_of_memory_that_went_ahead() -> None:
-    assert merged(MIGRATED, source_report(), destination_report())["rounds"] == []
+    assert "rounds" not in merged(MIGRATED, source_report(), destination_report())
     told = checked_source(source_report(rounds=ROUNDS))
     assert merged(MIGRATED, dict(told), destination_report())["rounds"] == ROUNDS
-    assert merged(MIGRATED, None, destination_report())["rounds"] == []
+    assert "rounds" not in merged(MIGRATED, None, destination_report())
     assert (
         merged(ROLLED_BACK, source_report("rolled-back", rounds=ROUNDS), None)["rounds"] == ROUNDS
     )

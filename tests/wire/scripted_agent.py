@@ -20,8 +20,8 @@ Json = dict[str, Any]
 Answer = Json | AgentError | Callable[..., Awaitable[Any]]
 
 SOURCE_ID, DESTINATION_ID = "5" * 32, "d" * 32
-SOURCE_PHASES = {name: 2.0 + place for place, name in enumerate(PHASES[1:7])}  # pre_copy ... ship
-DESTINATION_PHASES = {name: 20.0 + place for place, name in enumerate(PHASES[7:])}
+SOURCE_PHASES = {name: 2.0 + place for place, name in enumerate(PHASES[1:6])}  # lock ... ship
+DESTINATION_PHASES = {name: 20.0 + place for place, name in enumerate(PHASES[6:])}
 
 
 def stream(port: int, **over: Any) -> Json:
