@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import struct
+import time
 
 from agent.kernel import uapi
 from agent.tcp import options, rtt, urgent
@@ -19,6 +21,10 @@ from agent.tcp.segment import ACK, FIN, RST, Inject, segment
 from agent.tcp.stream import Stream
 
 _TCP = socket.IPPROTO_TCP
+_MASK = 0xFFFFFFFF
+_INFO = struct.Struct("=B119xQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked (since 4.1)
+_TRIES = 100
+_PAUSE = 0.0002  # seconds
 
 
 def settle(sock: socket.socket, stream: Stream, inject: Inject) -> None:
@@ -63,8 +69,30 @@ def close_again(sock: socket.socket, stream: Stream, inject: Inject) -> None:
         return
     late = stream.state == uapi.TCP_CLOSING
     if fins & FIN_RECEIVED and not late:
-        inject([segment(stream, FIN | ACK)])
+        _peers_fin(sock, stream, inject)
     if fins & FIN_SENT:
         sock.shutdown(socket.SHUT_WR)
     if late:
-        inject([segment(stream, FIN | ACK)])
+        _peers_fin(sock, stream, inject)
+
+
+def _peers_fin(sock: socket.socket, stream: Stream, inject: Inject) -> None:
+    """Inject the peer's FIN until it has been taken.
+
+    The peer is awake, and may have acknowledged more meanwhile: a segment whose own acknowledgement
+    is older than that by more than a window is dropped (tcp_ack(), RFC 5961 section 5).
+    """
+    before, acked = _look(sock)[0], 0
+    for _ in range(_TRIES):
+        inject([segment(stream, FIN | ACK, acknowledged=(stream.send_seq + acked) & _MASK)])
+        state, acked = _look(sock)
+        if state != before:
+            return
+        time.sleep(_PAUSE)  # the kernel may take it later, when it has much to do
+
+
+def _look(sock: socket.socket) -> tuple[int, int]:
+    """The state, and the bytes that were acknowledged since the restore (struct tcp_info)."""
+    info = sock.getsockopt(_TCP, socket.TCP_INFO, _INFO.size)
+    state, acked = _INFO.unpack(info)
+    return state, acked
