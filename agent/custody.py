@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Custody:
     def __init__(self, plan: Plan, role: str, directory: Path = DIRECTORY, **facts: object) -> None:
         """Begin; `facts` go into the journal. Raises `AlreadyMoving`, `Unfinished`, `OSError`,
         `JournalError`."""
+        self._noted = 0.0
         with _Doorway(directory):
             if role == SOURCE:
                 _refuse_twice(plan.pid, directory)
@@ -68,6 +70,13 @@ class Custody:
         except BaseException:
             self.journal.discard()
             raise
+
+    def gets_on(self, every: float) -> None:
+        """Note, once in so many seconds, that the agent does: the guardian takes one that is at one
+        thing for long for hung. Raises `JournalError`."""
+        if time.monotonic() - self._noted > every:
+            self._noted = time.monotonic()
+            self.journal.note()
 
     def end(self) -> None:
         """Let go. A journal that is over is removed, any other is for who comes next. Idempotent.

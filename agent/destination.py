@@ -67,7 +67,6 @@ class DestinationMigration:
         self._running = False
         self._handover: Record = {}
         self._stopped: set[int] = set()
-        self._noted = 0.0
         self._to_fill = 0  # bytes
 
     # --- calls
@@ -316,10 +315,8 @@ class DestinationMigration:
         self._to_fill = max(self._to_fill, left)
         done = {"done": self._to_fill - left, "total": self._to_fill}
         self._server.send_event("progress", {"what": "fill", **done})
-        if time.monotonic() - self._noted > _NOTE_EVERY:
-            self._noted = time.monotonic()
-            with contextlib.suppress(JournalError):
-                self._custody.journal.note()
+        with contextlib.suppress(JournalError):
+            self._custody.gets_on(_NOTE_EVERY)
 
     async def _late_packets(self) -> None:
         """Replay what still reached the source, until it says goodbye or is gone."""

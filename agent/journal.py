@@ -28,7 +28,7 @@ from typing import Any
 
 import msgpack
 
-from agent import private
+from agent import host_id, private
 from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
 from agent.plan import ID_PATTERN
 from agent.protocol import TABLES, Log
@@ -253,6 +253,12 @@ def open_directory(directory: Path = DIRECTORY) -> int:
         private.make(directory)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(directory, flags)
+
+
+def own_host(directory: Path = DIRECTORY) -> str:
+    """This host's id (`agent.host_id`), "" where it has none. Raises `JournalError`."""
+    with as_journal_error(directory / host_id.FILE):
+        return host_id.own(directory)
 
 
 def histories(directory: Path = DIRECTORY) -> Iterator[History]:

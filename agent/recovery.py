@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent import host_id
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.journal import DIRECTORY, History, Journal, JournalBusy, as_journal_error, read
+from agent.journal import DIRECTORY, History, Journal, JournalBusy, own_host, read
 from agent.kernel import proc
 from agent.protocol import (
     DESTINATION,
@@ -72,8 +71,7 @@ def settle(
     `RecoveryIncomplete`, `JournalError`.
     """
     table = TABLES[role]
-    with as_journal_error(directory / host_id.FILE):
-        here = host_id.own(directory)
+    here = own_host(directory)
     journal = Journal.open(migration_id, role, directory)
     if journal is None:
         return Settled(role, "", "", table.unheard, [], host_id=here)

@@ -123,10 +123,9 @@ class Calls:
         return await self._prepared("destination", "destination.run").run()
 
     async def _journal_list(self) -> Any:
-        from agent import host_id, journal
+        from agent import journal
 
-        with journal.as_journal_error(journal.DIRECTORY / host_id.FILE):
-            here = host_id.own(journal.DIRECTORY)
+        here = journal.own_host()
         rows = [{**one.summary(), "host_id": here} for one in journal.histories()]
         return {"journals": rows}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import math
 import time
@@ -72,7 +73,6 @@ class SourceMigration:
         self._to_end: tuple[str, ...] = ()
         self._custody: Custody
         self._running = False
-        self._noted = 0.0
 
     # --- calls
 
@@ -165,7 +165,8 @@ class SourceMigration:
         if self._plan.memory_mode == PRE_COPY:
             with phases.step("pre_copy"):
                 await self._faults.at("pre_copy")
-                await host.copy_ahead(self._link, self._gets_on)
+                gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
+                await host.copy_ahead(self._link, gets_on)
         machine.on("lock")
         with phases.step("lock"):
             try:
@@ -199,12 +200,6 @@ class SourceMigration:
         except TimeoutError:
             raise PeerLost(phase="commit", detail="it does not answer") from None
         self._to_end = machine.back("committed")
-
-    def _gets_on(self) -> None:
-        """For the guardian, which takes an agent that is at one thing for long for hung."""
-        if time.monotonic() - self._noted > _NOTE_EVERY:
-            self._noted = time.monotonic()
-            self._custody.journal.note()
 
     async def _lock(self, talk: Conversation) -> None:
         host, send = self._host, self._link.send

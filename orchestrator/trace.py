@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.migration.result import Span
+
 Json = dict[str, Any]
 _HOSTS = ("source", "destination")
 
 
-def chrome(result: Json, timeline: list[Json]) -> Json:
+def chrome(result: Json, timeline: list[Span]) -> Json:
     """The events of a migration: a process a host, a row for each phase that overlaps another.
 
     Times are microseconds on the source's clock, from the beginning of the blackout.

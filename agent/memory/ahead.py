@@ -67,11 +67,6 @@ class Ahead:
         self.rounds.append(done)
         return done
 
-    @property
-    def tracked(self) -> bool:
-        """Whether the kernel tells of all of them what was written to."""
-        return all(reader.tracked for reader in self._readers.values())
-
     async def _process(self, pid: int, pidfd: int | None) -> None:
         reader = self._readers.get(pid)
         if reader is None:

@@ -44,7 +44,6 @@ class Tracker:
         except BaseException:
             self.close()
             raise
-        self._tracked: set[tuple[int, int]] = set()
 
     def track(self, start: int, end: int) -> bool:
         """Protect a mapping from now on; false where that cannot be."""

@@ -48,7 +48,7 @@ def move(context: click.Context, /, dry_run: bool, trace: str | None, **given: A
     return exit_status(result, driver.error)
 
 
-def _trace(path: str, result: dict[str, Any], timeline: list[dict[str, Any]]) -> None:
+def _trace(path: str, result: dict[str, Any], timeline: list[Any]) -> None:
     import json
     import sys
 

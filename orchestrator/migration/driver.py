@@ -74,7 +74,7 @@ class Driver:
             self._faults.fill = records.fill
         self._unended = False  # something is left to do at a host
         self.refusals: list[Refusal] = []
-        self.timeline: list[Json] = []  # `results.Span`s
+        self.timeline: list[results.Span] = []
         self.plan: Plan | None = None
         self.process: Facts = {}  # what the source's agent found
         self.error: AgentError | None = None

@@ -259,20 +259,20 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
         result["error"] = _error(source) or _error(destination)
 
 
-def timeline(source: SourceReport | None, destination: DestinationReport | None) -> list[Json]:
-    """What both hosts were at, as `Span`s; nothing where the blackout never began."""
+def timeline(source: SourceReport | None, destination: DestinationReport | None) -> list[Span]:
+    """What both hosts were at; nothing where the blackout never began."""
     if source is None or not (begin := source["lock_at"]):
         return []
     spans = [("source", one, begin) for one in source["spans"]]
     if destination is not None:
         there = begin + source["clock_offset"]
         spans += [("destination", one, there) for one in destination["spans"]]
-    found: list[Json] = []
+    found: list[Span] = []
     for role, span, zero in spans:
         match span:
             case [str(phase), int() | float() as start, int() | float() as seconds]:
-                times = {"start_ms": (start - zero) * 1000.0, "ms": seconds * 1000.0}
-                found.append({"role": role, "phase": phase, **times})
+                start_ms, ms = (start - zero) * 1000.0, seconds * 1000.0
+                found.append(Span(role=role, phase=phase, start_ms=start_ms, ms=ms))
     return found
 
 

@@ -102,9 +102,7 @@ async def test_killed_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_killed_in_the_middle_of_the_restore(when: str) -> None:
     """What was not told is lost with it; so whoever restores is told."""
     async with site() as one:
-        one.process.map(0, 10)
-        one.send(0, pages(0, 10))
-        one.image((0, 10))
+        one.ahead(10)
         await one.ready((0, 10))
         one.pause()
         if when == "given":
@@ -127,9 +125,7 @@ async def test_killed_before_the_restore() -> None:
 async def test_a_restore_that_was_not_completed() -> None:
     """CRIU has died: nothing is said of it, but for what CRIU's caller sees."""
     async with site() as one:
-        one.process.map(0, 10)
-        one.send(0, pages(0, 10))
-        one.image((0, 10))
+        one.ahead(10)
         await one.ready((0, 10))
         one.process.do("give")
         one.process.do("finish", False)
@@ -155,9 +151,7 @@ async def test_before_the_restore_there_is_nothing_to_do() -> None:
 
 async def test_in_the_middle_of_the_restore_it_is_served_to_its_end() -> None:
     async with site() as one:
-        one.process.map(0, 3000)
-        one.send(0, pages(0, 3000))
-        one.image((0, 3000))
+        one.ahead(3000)
         await one.ready((0, 3000))
         await agent_gone(one)
         one.process.do("give")

@@ -66,9 +66,7 @@ async def test_all_of_it_is_touched_before() -> None:
 
 async def test_every_second_page_is_there_already() -> None:
     async with site() as one:
-        one.process.map(0, 3000)
-        one.send(0, pages(0, 3000))
-        one.image((0, 3000))
+        one.ahead(3000)
         for number in range(0, 3000, 2):
             one.process.write(number, page(number, 1))
         await one.restore((0, 3000))
@@ -112,9 +110,7 @@ async def test_nothing_was_sent_of_a_process() -> None:
 
 async def test_a_zombie_has_no_memory() -> None:
     async with site() as one:
-        one.process.map(0, 10)
-        one.send(0, pages(0, 10))
-        one.image((0, 10))
+        one.ahead(10)
         await one.ready((0, 10))
         one.process.do("zombie", 4711)
         one.process.do("give")

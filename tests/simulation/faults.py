@@ -117,51 +117,31 @@ def _resolve(world: World, fault: Fault) -> bool:
     return True
 
 
-def _full(world: World, fault: Fault) -> bool:
+def _for_a_time(world: World, fault: Fault, what: str) -> bool:
+    """Something is so with a host for `amount` seconds."""
     host = world.hosts[fault.where]
-
-    def room() -> None:
-        host.full = False
-
-    host.full = True
-    world.later(fault.amount, room)
+    setattr(host, what, True)
+    world.later(fault.amount, lambda: setattr(host, what, False))
     return True
+
+
+def _full(world: World, fault: Fault) -> bool:
+    return _for_a_time(world, fault, "full")
 
 
 def _keep(world: World, fault: Fault) -> bool:
     """The file system is read-only: no record is taken, and no journal can be removed."""
-    host = world.hosts[fault.where]
-
-    def mended() -> None:
-        host.keeps = False
-
-    host.keeps = True
-    world.later(fault.amount, mended)
-    return _full(world, fault)
+    return _for_a_time(world, fault, "keeps") and _full(world, fault)
 
 
 def _forgetful(world: World, fault: Fault) -> bool:
     """Removals are not synced: what was removed is back after a crash."""
-    host = world.hosts[fault.where]
-
-    def mended() -> None:
-        host.forgetful = False
-
-    host.forgetful = True
-    world.later(fault.amount, mended)
-    return True
+    return _for_a_time(world, fault, "forgetful")
 
 
 def _stranger(world: World, fault: Fault) -> bool:
     """Whoever connects anew to that host's name comes to another machine, which knows nothing."""
-    host = world.hosts[fault.where]
-
-    def mended() -> None:
-        host.stranger = False
-
-    host.stranger = True
-    world.later(fault.amount, mended)
-    return True
+    return _for_a_time(world, fault, "stranger")
 
 
 def _sync(world: World, fault: Fault) -> bool:

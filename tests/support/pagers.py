@@ -51,6 +51,12 @@ class Site:
         """Memory that comes ahead."""
         self.stores.take(record(self.process.pid, first, data))
 
+    def ahead(self, count: int) -> None:
+        """The first pages of the area are mapped, have come ahead, and are lazy in CRIU's image."""
+        self.process.map(0, count)
+        self.send(0, pages(0, count))
+        self.image((0, count))
+
     def image(self, *lazy: tuple[int, int], **more: Any) -> None:
         path = self.directory / f"pagemap-{self.process.pid}.img"
         path.write_bytes(pagemap(*lazy, **more))

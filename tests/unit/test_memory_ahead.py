@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from agent import source
+from agent.custody import Custody
 from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
 from agent.memory import ahead as module
 from agent.memory.ahead import Ahead, Round, another
 from agent.memory.reader import SPAN, Changes
 from agent.memory.store import MAX_RUNS
-from agent.source import SourceMigration
 from agent.source_host import SourceHost
 from tests.support.memory import PAGE, page, pages
 
@@ -217,16 +218,15 @@ async def test_the_guardian_is_told_while_a_round_takes_long(
             yield span(512 * number, 512) if number % 100 == 0 else Changes()
 
     FakeReader.script = {1: [slowly()]}  # type: ignore[list-item]
-    migration: Any = object.__new__(SourceMigration)
-    migration._noted = 0.0
-    journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
-    migration._custody = SimpleNamespace(journal=journal)
+    custody: Any = object.__new__(Custody)
+    custody._noted = 0.0
+    custody.journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
     host: Any = object.__new__(SourceHost)
     host._plan = SimpleNamespace(max_rounds=1, memory=1 << 30)
     host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
     host._opened = SimpleNamespace(callback=lambda _: None)
     host._send_event = lambda name, data: told.append(data["done"])
-    await host.copy_ahead(link, migration._gets_on)
+    await host.copy_ahead(link, lambda: custody.gets_on(source._NOTE_EVERY))
     gaps = [after - before for before, after in itertools.pairwise([1000.0, *notes, clock[0]])]
     assert notes and max(gaps) < 60
     assert len(notes) < 50, "each is a write to the disk"

@@ -167,6 +167,13 @@ async def test_nobody_to_ask(hosts: Pair, destination: AgentError) -> None:
     assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
 
 
+def journal_row(**over: Any) -> Json:
+    """What the source's host says of its journal."""
+    return {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
+            "source": "src", "destination": "dst", "host_id": SOURCE_ID,
+            "other_host": DESTINATION_ID, **over}  # fmt: skip
+
+
 STRANGER = {**NOTHING["destination"], "host_id": "e" * 32}
 
 
@@ -194,9 +201,7 @@ async def test_a_journal_counts_whatever_the_host_is(hosts: Pair) -> None:
 
 async def test_of_a_host_by_name_only_a_known_other_is_believed(hosts: Pair) -> None:
     """A source that never heard of the destination's id has not handed over, and asks nobody."""
-    row = {"id": ID, "role": "source", "state": "ready", "at": 1.0, "pid": 5000,
-           "source": "src", "destination": "dst", "host_id": SOURCE_ID,
-           "other_host": ""}  # fmt: skip
+    row = journal_row(state="ready", other_host="")
     hosts.host("src", GOES_ON, **{"journal.list": {"journals": [row]}})
     hosts.host("dst", STRANGER)
     (report,) = await Recoverer(None, hosts.records).recover("src")
@@ -291,12 +296,8 @@ async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
 
 
 async def test_all_that_a_host_knows(hosts: Pair) -> None:
-    rows = [
-        {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
-         "source": "old-name", "destination": "dst", "host_id": SOURCE_ID,
-         "other_host": DESTINATION_ID},
-    ]  # fmt: skip
-    hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
+    row = journal_row(source="old-name")
+    hosts.host("src", ENDED, **{"journal.list": {"journals": [row]}})
     hosts.host("dst", HAS_IT)
     (report,) = await Recoverer(None, hosts.records).recover("src")
     assert (report.named.source, report.named.destination) == ("src", "dst")

@@ -17,15 +17,23 @@ from orchestrator.migration.driver import Driver, Request
 from orchestrator.records import Records, directory, is_open
 from orchestrator.recovering import Recoverer
 from tests.wire.scripted_agent import (
-    DESTINATION_ID,
-    SOURCE_ID,
     Json,
     ScriptedAgent,
     destination_report,
     source_report,
 )
 from tests.wire.scripted_run import Setting
-from tests.wire.test_recovery import ENDED, GOES_ON, HAS_IT, ID, NAMED, UNDID, Pair, outcome
+from tests.wire.test_recovery import (
+    ENDED,
+    GOES_ON,
+    HAS_IT,
+    ID,
+    NAMED,
+    UNDID,
+    Pair,
+    journal_row,
+    outcome,
+)
 
 
 @pytest.fixture
@@ -63,12 +71,7 @@ def test_a_doubt_beside_a_damaged_record_is_a_doubt(
 async def test_what_a_damaged_record_cannot_take_is_not_forgotten(
     hosts: Pair, tmp_path: Path
 ) -> None:
-    rows = [
-        {"id": ID, "role": "source", "state": "handed-over", "at": 1.0, "pid": 5000,
-         "source": "src", "destination": "dst", "host_id": SOURCE_ID,
-         "other_host": DESTINATION_ID},
-    ]  # fmt: skip
-    hosts.host("src", ENDED, **{"journal.list": {"journals": rows}})
+    hosts.host("src", ENDED, **{"journal.list": {"journals": [journal_row()]}})
     hosts.host("dst", HAS_IT)
     hosts.records.begin(NAMED, None)
     (tmp_path / "records" / f"{ID}.json").write_text("{")
