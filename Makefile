@@ -18,7 +18,7 @@ $(ENVIRONMENT): pyproject.toml
 
 venv: $(ENVIRONMENT) ## make .venv with the package and its test tools
 
-lab: ## bring up the hosts src and dst and a client, in containers
+lab: ## bring up the hosts src, dst and spare and a client, in containers
 	@lab/up.sh
 
 lab-down: ## remove the lab's containers and network (its image, its keys and Docker stay)

@@ -20,11 +20,11 @@ fi
     # half there or labelled otherwise: make them anew.
     echo "Making the lab's containers and network anew"
     "$here/compose.sh" down --remove-orphans >/dev/null 2>&1 || true
-    docker rm -f src dst client >/dev/null 2>&1 || true
+    docker rm -f src dst spare client >/dev/null 2>&1 || true
     docker network rm streamferry-lab >/dev/null 2>&1 || true
     "$here/compose.sh" up -d --remove-orphans
 }
-for host in src dst; do
+for host in src dst spare; do
     for attempt in $(seq 150); do
         ssh -F "$here/ssh_config" -o ConnectTimeout=2 "$host" true 2>/dev/null && break
         if [ "$attempt" = 150 ]; then
@@ -34,4 +34,4 @@ for host in src dst; do
         sleep 0.2
     done
 done
-echo "The lab is up: src 10.77.0.11, dst 10.77.0.12, client 10.77.0.13"
+echo "The lab is up: src 10.77.0.11, dst 10.77.0.12, spare 10.77.0.14, client 10.77.0.13"
