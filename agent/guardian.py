@@ -118,7 +118,9 @@ def stage_of(history: History) -> tuple[str, float]:
     told = f"{len(history.entries)} records"  # it notes that it gets on, where that may take long
     if table.states[history.state].found is Found.ASK and history.state not in table.silence:
         return "in doubt", math.inf
-    if history.entered("committed") is not None:
+    if history.role == SOURCE and history.state == "handed-over" and "serving" in history.facts:
+        return f"serving, {told}", _END
+    if history.entered("committed") is not None or history.entered("running") is not None:
         running = history.role == SOURCE or "resumed" in history.facts
         return (f"ending, {told}", _END) if running else ("releasing", _RELEASE)
     if history.entered("locked") is not None:

@@ -3,9 +3,11 @@
 docs/protocol.md has the argument for its safety, and diagrams drawn from these tables. In short:
 at most one copy of the process may run, and one must always be able to. The source's copy stops
 before its state is sent, and runs again only from `rolling-back`; the destination's copy runs only
-from `committed`. The destination alone decides: by the decision `commit`, on disk before the first
-packet leaves. It can pass `restored` only by the hand-over, and the source has given up every right
-of its own to go on (`handed-over`, on disk) before it says so. From then on the source asks.
+from `running` or `committed`. The destination alone decides: by the decision `run` or `commit`, on
+disk before the first packet leaves. It can pass `restored` only by the hand-over, and the source
+has given up every right of its own to go on (`handed-over`, on disk) before it says so. From then
+on the source asks. In `running` the destination has not yet all of the memory (post-copy): it has
+no word for the source, whose copy stays, frozen, until `committed`.
 
 Agents, their guardians, `migrate recover` and the simulator (tests/simulation) all go by these
 tables: what to do at an event, what of it goes into the journal, what a word of the other host
@@ -41,6 +43,7 @@ class Found(Enum):
 
     FAIL = "fail"  # as at the event `fail`
     AGAIN = "again"  # what the state's last move does, all of which may be done twice
+    WAIT = "wait"  # what the state's last move does; on from there leads only the other host
     ASK = "ask"  # only the other host's word helps
     OVER = "over"  # nothing
 
@@ -87,7 +90,9 @@ class Table:
 
 
 _NOTE, _DECISION = Log.NOTE, Log.DECISION
-_FAIL, _AGAIN, _ASK, _OVER = Found.FAIL, Found.AGAIN, Found.ASK, Found.OVER
+_FAIL, _AGAIN, _WAIT, _ASK, _OVER = Found.FAIL, Found.AGAIN, Found.WAIT, Found.ASK, Found.OVER
+
+GONE = "gone"  # the word for a destination that the source's copy is no more
 
 _GO_ON_HERE = ("take_back_addresses", "unlock", "release", "thaw")
 _END_HERE = ("end_copy", "unlock")
@@ -170,6 +175,8 @@ DESTINATION_TABLE = Table(
             State("taking-over", "stopped", _FAIL),
             State("undoing", "stopped", _AGAIN),
             State("rolled-back", "none", _OVER, "failed"),
+            State("running", "runs", _WAIT),
+            State("starved", "none", _AGAIN, "committed"),
             State("committed", "runs", _AGAIN, "committed"),
             State("migrated", "runs", _OVER, "committed"),
         )
@@ -184,17 +191,24 @@ DESTINATION_TABLE = Table(
         ("taking-over", "commit"): Move(
             "committed", ("unlock", "release", "thaw", "say_committed"), _DECISION
         ),
+        ("taking-over", "run"): Move(
+            "running", ("unlock", "release", "thaw", "say_running"), _DECISION
+        ),
+        ("running", "filled"): Move("committed", ("say_committed",), _DECISION),
+        ("running", "starved"): Move("starved", ("kill",), _DECISION),
+        ("starved", "ended"): Move("migrated", (), _DECISION),
         ("committed", "ended"): Move("migrated", (), _DECISION),
         **{
             (state, "fail"): Move("undoing", _LEAVE_NOTHING, _NOTE) for state in _DESTINATION_BEFORE
         },
         ("undoing", "undone"): Move("rolled-back", ("say_failed",), _DECISION),
     },
-    committed=frozenset({"committed", "migrated"}),
+    committed=frozenset({"running", "starved", "committed", "migrated"}),
     hears={
         ("linked", "lock"): "lock",
         ("locked", "end"): "restore",
         ("restored", "handover"): "hand-over",
+        ("running", GONE): "starved",
         **{(state, "undo"): "fail" for state in _DESTINATION_BEFORE[1:-1]},
     },
     silence=dict.fromkeys(_DESTINATION_BEFORE[1:-1], "fail"),
@@ -289,8 +303,9 @@ def taken_over(machine: Machine, word: str | None) -> tuple[str, ...] | None:
         return machine.back("fail")
     if rule is Found.AGAIN:
         return again(machine.table, machine.state)
-    if rule is Found.ASK and word is not None:
-        event = machine.table.heard(machine.state, word)
-        if event is not None:
-            return machine.back(event)
+    event = None if word is None else machine.table.heard(machine.state, word)
+    if rule in (Found.ASK, Found.WAIT) and event is not None:
+        return machine.back(event)
+    if rule is Found.WAIT:
+        return again(machine.table, machine.state)
     return None

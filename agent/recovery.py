@@ -98,6 +98,8 @@ class Acts(Protocol):
     def living(self) -> list[int]: ...
     @property
     def same_boot(self) -> bool: ...
+    @property
+    def complete(self) -> bool: ...
     def do(self, action: str) -> None: ...
     def wipe(self) -> None: ...
 
@@ -127,7 +129,13 @@ def settling(
         journal.remove()
         return Settled(history.role, "", "", table.unheard, [])
     successor = successor_of(history)
+    waits = table.states[found].found is Found.WAIT
+    if waits and (not successor.living or successor.complete):
+        machine.back("filled")  # nothing is needed any more
     actions = taken_over(machine, word)
+    waits = waits and machine.state == found
+    if waits and "resumed" in history.facts:
+        actions = None
     if actions is not None:
         yield machine.state
         problems: dict[str, Exception] = {}
@@ -142,7 +150,11 @@ def settling(
         if problems:
             detail = "; ".join(f"{action}: {error}" for action, error in problems.items())
             raise RecoveryIncomplete(id=history.id, role=history.role, detail=detail)
-        machine.back(ending(table, machine.state))
+        if waits:
+            with contextlib.suppress(Exception):  # else it is done once more
+                journal.record("", Log.NOTE, {"resumed": True})
+        else:
+            machine.back(ending(table, machine.state))
         yield machine.state
     state = table.states[machine.state]
     living = successor.living

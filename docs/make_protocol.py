@@ -19,6 +19,7 @@ MARK = "<!-- generated below by docs/make_protocol.py -->\n"
 _FOUND = {
     Found.FAIL: "undoes, as at `fail`",
     Found.AGAIN: "does its work again, to the end",
+    Found.WAIT: "does its work again, then waits for the other host",
     Found.ASK: "waits for the other host's word",
     Found.OVER: "-",
 }

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.protocol import DESTINATION, SOURCE, SOURCE_TABLE, TABLES, Found
+from agent.protocol import DESTINATION, DESTINATION_TABLE, GONE, SOURCE, SOURCE_TABLE, TABLES, Found
 from orchestrator.agent_client import AgentClient, SettledFacts
 from orchestrator.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable, told
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
 
 PATIENCE = 30.0  # seconds that a host waits for somebody who is at work there
 
-GONE = "gone"  # what is found on a host that somebody has declared lost
+LOST = "lost"  # what is found on a host that somebody has declared lost
 
 Side = SettledFacts | AgentError
 
@@ -70,7 +70,18 @@ class Recovered:
         if self.outcome == OVER:
             return []
         sides = {SOURCE: self.source, DESTINATION: self.destination}
-        return [role for role, side in sides.items() if isinstance(side, AgentError) or _asks(side)]
+        return [
+            role
+            for role, side in sides.items()
+            if isinstance(side, AgentError) or _asks(side) or _waits(side)
+        ]
+
+    @property
+    def filling(self) -> bool:
+        """Whether the process runs at the destination, and memory of it is still at the source."""
+        sent = self.source
+        frozen = not isinstance(sent, AgentError) and _asks(sent) and bool(sent["living"])
+        return _waits(self.destination) and frozen
 
     @property
     def living(self) -> dict[str, list[int]]:
@@ -90,7 +101,7 @@ class Recovered:
             role, side = SOURCE, self.source
         elif self.outcome != MIGRATED or self.unfinished:
             return None
-        return None if isinstance(side, AgentError) or side["found"] == GONE else role
+        return None if isinstance(side, AgentError) or side["found"] == LOST else role
 
     @property
     def lost(self) -> bool:
@@ -116,6 +127,21 @@ def _asks(sent: Side) -> bool:
         return False
     state = SOURCE_TABLE.states.get(sent["state"])
     return state is not None and state.found is Found.ASK
+
+
+def _waits(taken: Side) -> bool:
+    """Whether a destination runs the process, and waits for its memory."""
+    if isinstance(taken, AgentError):
+        return False
+    state = DESTINATION_TABLE.states.get(taken["state"])
+    return state is not None and state.found is Found.WAIT
+
+
+def _has_nothing(sent: Side) -> bool:
+    """Whether the source, which had handed over, has no copy any more."""
+    if isinstance(sent, AgentError):
+        return False
+    return sent["found"] == LOST or (_asks(sent) and not sent["living"])
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -169,6 +195,8 @@ async def carry(ask: Ask, told: Told, forget: Callable[[str], Awaitable[None]]) 
     """
     sent = await ask(SOURCE, None)
     taken = await ask(DESTINATION, None)
+    if _waits(taken) and _has_nothing(sent):
+        taken = await ask(DESTINATION, GONE)
     if not isinstance(taken, AgentError) and taken["word"] is not None and _asks(sent):
         sent = await ask(SOURCE, taken["word"])
     ended = Recovered(_outcome(sent, taken), sent, taken)
@@ -192,7 +220,7 @@ def vouched(side: Side, named: Named, role: str) -> Side:
 def gone(role: str) -> SettledFacts:
     """The answer in place of a host that will never come back."""
     return SettledFacts(
-        role=role, found=GONE, state="", word=TABLES[role].unheard, living=[], lost=True, host_id=""
+        role=role, found=LOST, state="", word=TABLES[role].unheard, living=[], lost=True, host_id=""
     )
 
 
@@ -208,7 +236,7 @@ async def _settle(
 
 
 def _outcome(sent: Side, taken: Side) -> str:
-    if not isinstance(taken, AgentError) and taken["word"] == "committed":
+    if not isinstance(taken, AgentError) and (taken["word"] == "committed" or _waits(taken)):
         return MIGRATED
     if isinstance(sent, AgentError):
         known = not isinstance(taken, AgentError) and taken["word"] == "failed" and taken["found"]
@@ -221,4 +249,4 @@ def _outcome(sent: Side, taken: Side) -> str:
         return IN_DOUBT
     if isinstance(taken, AgentError):
         return IN_DOUBT
-    return ROLLED_BACK if taken["found"] not in ("", GONE) else OVER
+    return ROLLED_BACK if taken["found"] not in ("", LOST) else OVER

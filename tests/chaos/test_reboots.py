@@ -79,7 +79,7 @@ def test_the_destination_restarts_after_it_has_committed(lab: Lab, redis: int) -
 
 
 def test_the_source_restarts_after_the_destination_has_committed(lab: Lab, redis: int) -> None:
-    """The command has ended before the source is back: what is left there is said, and recovered."""
+    """The command ends before the source is back: what is left there is said, and recovered."""
     with counting(lab) as client:
         process = lab.start_migrate("src", "dst", redis, "--fault", "committed@source=hang")
         reached(lab, "dst", "committed")

@@ -12,7 +12,7 @@ from typing import Any
 from agent.journal import JournalError
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Machine, may_follow
 from tests.simulation.guardians import Guardian
-from tests.simulation.hosts import STREAMS, ActionFailed, Host, Journal, perform
+from tests.simulation.hosts import FROZEN, STREAMS, ActionFailed, Host, Journal, perform
 from tests.simulation.world import KEEPALIVE, Life, Process, World
 
 BLACKOUT = 10.0  # seconds, of the plan
@@ -36,6 +36,7 @@ _WORK_DONE = {
     DESTINATION: {
         "restoring": "restored",
         "taking-over": "commit",
+        "running": "filled",
         "committed": "ended",
         "undoing": "undone",
     },
@@ -51,7 +52,7 @@ _PARTS = {  # actions with something between their beginning and their end
     "ship": ("ship", "say_end"),
     "release": ("release_stream", "release"),
 }
-_NEED_NOT_ARRIVE = {"say_undo", "say_failed", "say_committed"}
+_NEED_NOT_ARRIVE = {"say_undo", "say_failed", "say_running", "say_committed"}
 
 
 class Covered(Machine):
@@ -136,13 +137,15 @@ class Agent(Process):
             actions = self._move(event)
             if actions is None:
                 yield STEP
-                event = "fail"
+                event = "fail" if (machine.state, "fail") in machine.table.moves else None
                 continue
             self._entered()
             yield STEP
             event = yield from self._work(actions)
             if event is None and machine.state in _AWAITING[self.role]:
                 event = yield from self._word()
+            elif event == "filled":
+                event = yield from self._pages()
 
     def _linked(self) -> Any:
         link = self.world.link
@@ -199,10 +202,11 @@ class Agent(Process):
                     return event
         if failed:
             return None
-        if state == "committed" and self.role == DESTINATION:
+        if state in ("running", "committed") and self.role == DESTINATION:
             self._note(resumed=True)
             yield 1.0  # the peers wake up
-        return _WORK_DONE[self.role].get(state)
+        event = _WORK_DONE[self.role].get(state)
+        return "run" if event == "commit" and self.world.post_copy else event
 
     def _do(self, action: str) -> bool:
         """Whether it was done."""
@@ -243,10 +247,31 @@ class Agent(Process):
             return table.silence.get(state)
         return None
 
+    def _pages(self) -> Any:
+        """Wait for the memory that the source still has; the event that it leads to, if it does."""
+        while "pages" not in self.inbox:
+            if self.world.link.cut or self.world.now >= self.deadline:
+                return None
+            yield min(-0.001, self.world.now - self.deadline)
+        assert self.host is not None
+        self.host.missing = False
+        return "filled"
+
+    def _serve(self) -> None:
+        """The process runs at the destination: send it what it does not have yet."""
+        assert self.host is not None
+        self.inbox.remove("running")
+        self.deadline = self.world.now + 60.0
+        if self.host.copy == FROZEN and self._note(serving=True):
+            with contextlib.suppress(ActionFailed):
+                self.world.link.send(DESTINATION, "pages")
+
     def _word(self) -> Any:
         """The event that the other host's next word means here, or its silence."""
         table, state, inbox = self.machine.table, self.machine.state, self.inbox
         while True:
+            if state == "handed-over" and "running" in inbox:
+                self._serve()
             for at, word in enumerate(inbox):
                 if (event := table.heard(state, word)) is not None:
                     del inbox[at]

@@ -5,22 +5,24 @@ Both take the steps of `agent.recovery.settling`; the guardian kills by `agent.g
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from agent.errors import AgentError
 from agent.guardian import Patience
 from agent.journal import JournalBusy, JournalError
-from agent.protocol import TABLES, Found
+from agent.protocol import TABLES, Found, Machine
 from agent.recovery import RecoveryIncomplete, Settled, settling
-from tests.simulation.hosts import ID, Host, Journal, Successor
-from tests.simulation.world import Life, Process, World
+from tests.simulation.hosts import FROZEN, ID, Host, Journal, Successor
+from tests.simulation.world import AGENTS, Life, Process, World
 
 PATIENCE = 30.0  # seconds for somebody else who holds the journal
 GRACE = 10.0  # seconds for an agent in doubt that was asked to go
 LOOK = 25.0  # seconds between looks; the real one looks every second
 _STEP = 0.05
 _POLL = 3.0
+_SERVING = 5.0  # seconds, at most
 
 
 def settle(process: Process, word: str | None) -> Any:
@@ -151,6 +153,61 @@ class Settler(_Asked):
             agent.die()
         elif not agent.paused:
             agent.abandoned()
+
+
+class Server(Process):
+    """A new agent at the source, that serves what memory is missing at the destination."""
+
+    __slots__ = ()
+
+    def __init__(self, world: World, host: Host) -> None:
+        super().__init__(world, f"{host.role} recovery", host)
+
+    def life(self) -> Life:
+        host = self.host
+        assert host is not None
+        history = host.history()
+        if history is None or host.holder is not None:
+            return
+        if TABLES[host.role].states[history.state].found is Found.ASK:
+            journal = Journal(host, self)
+            yield -_SERVING
+            journal.close()
+
+
+class Filler(_Asked):
+    """A new agent at the destination, that takes it in."""
+
+    __slots__ = ("server",)
+
+    def __init__(
+        self, world: World, host: Host, server: Server, answer: Callable[[Any], None]
+    ) -> None:
+        self.server = server
+        super().__init__(world, f"{host.role} recovery", host, answer)
+
+    def life(self) -> Life:
+        host, world = self.host, self.world
+        assert host is not None
+        history = host.history()
+        if history is None or host.holder is not None or history.state != "running":
+            return
+        journal = Journal(host, self)
+        for _ in range(5):
+            yield _STEP
+            if not self.server.alive or not world.passes(AGENTS):
+                break
+        else:
+            if world.source.holder is self.server and world.source.copy == FROZEN:
+                host.missing = False
+                world.cover["recovery", "fills"] += 1
+                with contextlib.suppress(OSError):
+                    Machine(TABLES[host.role], journal.record, history.state).on("filled")
+                world.changed = True
+        self.server.wake()
+        journal.close()
+        yield _STEP
+        self.answer(True)
 
 
 class Forgetter(_Asked):

@@ -47,7 +47,7 @@ class Host:
 
     __slots__ = (
         "world", "role", "id", "boot", "up", "copy", "locked", "address", "streams", "repair",
-        "stuck", "stranger", "file", "holder", "full", "keeps", "forgetful", "removed",
+        "stuck", "missing", "stranger", "file", "holder", "full", "keeps", "forgetful", "removed",
         "sync_fails", "failing", "processes",
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class Host:
         self.streams = 0  # of the copy here
         self.repair = 0  # so many of them are in repair mode, and silent
         self.stuck = False  # the last try to get one out of it failed
+        self.missing = False  # memory of the copy here is still at the source
         if role == SOURCE:
             self.copy, self.address, self.streams = RUNS, True, STREAMS
 
@@ -76,7 +77,7 @@ class Host:
         """It crashed: nothing is left but what its disk has."""
         self.boot += 1
         self.copy, self.locked, self.address = NONE, False, False
-        self.streams, self.repair, self.stuck = 0, 0, False
+        self.streams, self.repair, self.stuck, self.missing = 0, 0, False, False
         self.holder = None
         if self.file is None:
             self.file = self.removed
@@ -93,6 +94,7 @@ class Host:
         state += ["locked"] * self.locked + ["address"] * self.address
         if self.streams:
             state.append(f"{self.repair} of {self.streams} streams in repair mode")
+        state += ["memory is missing"] * self.missing
         if self.file is not None:
             names = [one.state or "-" for one in self.file.entries]
             names.insert(self.file.synced, "|")
@@ -172,6 +174,10 @@ class Successor:
     def same_boot(self) -> bool:
         return self.host.file is not None and self.host.file.boot == self.host.boot
 
+    @property
+    def complete(self) -> bool:
+        return not self.host.missing
+
     def do(self, action: str) -> None:
         if action.startswith("say_"):
             return
@@ -228,6 +234,7 @@ def _give(host: Host) -> None:
 
 def _end_copy(host: Host) -> None:
     host.copy, host.streams, host.repair, host.stuck = NONE, 0, 0, False
+    host.missing = False
 
 
 def _release_stream(host: Host) -> None:
@@ -250,6 +257,7 @@ def _restore_stream(host: Host) -> None:
 
 def _restore_process(host: Host) -> None:
     host.copy = STOPPED
+    host.missing = host.world.post_copy
 
 
 def _thaw(host: Host) -> None:

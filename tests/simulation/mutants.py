@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.errors import AgentError
-from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log, Move, Table
+from agent.protocol import DESTINATION, GONE, SOURCE, TABLES, Found, Log, Move, Table
 from orchestrator.recovery import Recovered, carry
 from tests.simulation.aims import (
     another_destination,
@@ -114,6 +114,14 @@ def _believes_anyone(world: World) -> None:
     world.vouched = lambda side, named, role: side
 
 
+def _starves(world: World) -> None:
+    async def broken(ask: Any, told: Any, forget: Any) -> Recovered:
+        await ask(DESTINATION, GONE)
+        return await carry(ask, told, forget)
+
+    world.carry = broken
+
+
 def _forgets_early(world: World) -> None:
     async def broken(ask: Any, told: Any, forget: Any) -> Recovered:
         ended = await carry(ask, told, forget)
@@ -151,6 +159,21 @@ MUTANTS = {
             "handover-noted",
             "the source's hand-over is a note",
             _move(SOURCE, "shipped", "prepared", log=Log.NOTE),
+        ),
+        Mutant(
+            "run-noted",
+            "the destination's decision to run without all of the memory is a note",
+            _move(DESTINATION, "taking-over", "run", log=Log.NOTE),
+        ),
+        Mutant(
+            "ended-while-filling",
+            "a destination that waits for memory says that it has all",
+            _word("running", "committed"),
+        ),
+        Mutant(
+            "starved-early",
+            "a recovery tells a destination that waits for memory that there is none any more",
+            world=_starves,
         ),
         Mutant("unheard-committed", "a destination without a journal says it has it", _unheard),
         Mutant(

@@ -15,7 +15,7 @@ from orchestrator.errors import AgentSilent, HostUnreachable
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 from orchestrator.recovery import Named, Recovered
 from tests.simulation.agents import Agent
-from tests.simulation.guardians import Forgetter, Settler
+from tests.simulation.guardians import Filler, Forgetter, Server, Settler
 from tests.simulation.hosts import ID
 from tests.simulation.world import KEEPALIVE, Life, Process, World
 
@@ -23,6 +23,7 @@ _REACH = 0.3  # seconds to reach a host
 _PREPARE = 0.8  # seconds from one agent that is prepared to the next
 _ANSWER = 120.0  # seconds for a host's answer
 _OTHER_SIDE, _SOURCE_SIDE = 15.0, 90.0
+_FILLS = 3
 
 
 class _Question:
@@ -68,6 +69,27 @@ class Recovery(Process):
 
     def recover(self) -> Any:
         """Returns what it has come to, or the error that broke it off."""
+        result = yield from self._ask()
+        for _ in range(_FILLS):
+            if isinstance(result, AgentError) or not result.filling:
+                break
+            yield from self._fill()
+            result = yield from self._ask()
+        return result
+
+    def _fill(self) -> Any:
+        """As `orchestrator.filling`: new agents bring what memory is missing."""
+        world = self.world
+        yield _REACH
+        if not all(world.reaches(role) and not world.hosts[role].stranger for role in world.hosts):
+            return
+        self._asked += 1
+        server = Server(world, world.source)
+        yield _REACH
+        Filler(world, world.destination, server, self._answer(DESTINATION))
+        yield from self._answered(DESTINATION)
+
+    def _ask(self) -> Any:
         world, migration = self.world, self._migration()
 
         async def ask(role: str, word: str | None) -> Any:
@@ -122,6 +144,10 @@ class Recovery(Process):
             Forgetter(world, host, self._answer(role))
         else:
             Settler(world, host, question.word, self._answer(role))
+        return (yield from self._answered(role))
+
+    def _answered(self, role: str) -> Any:
+        world = self.world
         deadline = world.now + _ANSWER
         while world.now < deadline:
             for number, answer in self.inbox:

@@ -122,6 +122,7 @@ class World:
 
     def __init__(self, seed: int, trace: list[str] | None = None) -> None:
         self.random = random.Random(seed).random
+        self.post_copy = bool(seed & 1)  # memory comes when the process runs already
         self.now = 0.0
         self.steps = 0
         self.changed = False
@@ -200,15 +201,23 @@ class World:
         if self.trace is not None:
             self.note(f"{host.role}: journal {state or '(facts)'} ({log.value})")
         if log is Log.DECISION:
-            if state == "committed" and host.role == DESTINATION:
+            if state in ("running", "committed") and host.role == DESTINATION:
                 self.committed = True
-                self.lost = False  # a source that went down had already handed over
+                if host.copy == NONE:
+                    pass  # it went with its host
+                elif not host.missing:
+                    self.lost = False  # a source that went down had already handed over
+                elif self.source.copy == NONE:
+                    self.lost = self.to_be_told = True
             elif state == "handed-over":
                 self.handed_over = True
                 self.reached("handed-over")
 
     def crashed(self, host: Host) -> None:
         """A host is about to lose all that it does not have on disk."""
+        if host.role == SOURCE and self.committed and self.destination.missing:
+            self.lost = self.to_be_told = True  # nothing else has the rest of its memory
+            return
         if host.copy != NONE and (host.role == DESTINATION) == self.committed:
             self.lost = True
             history = host.history()  # before it is begun, or ended, it is a process like any other
@@ -227,6 +236,7 @@ class World:
            go of a stream, or of the process, only when its commit is on disk.
         4. After the commit the source answers to nobody: it does not have the address without a
            lock, nor a copy without a lock, nor a copy that runs, nor streams that speak.
+           Its copy ends only when the destination's has all of its memory.
         5. Never do both hosts have the address.
         6. A decision is on disk before it is acted on: the source gives the address up only when
            it has handed over, its copy ends only after the commit, and the destination's copy is
@@ -254,6 +264,8 @@ class World:
                 raise Violation("the source answers after the commit")
             if here == FROZEN and source.repair < source.streams:
                 raise Violation("the source's streams speak after the commit")
+            if here == NONE and destination.missing and not self.lost:
+                raise Violation("the source's copy ends while memory of it is missing")
         if source.address and destination.address:
             raise Violation("both hosts have the address")
         if not self.handed_over and not source.address and here != NONE:

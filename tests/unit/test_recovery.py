@@ -11,7 +11,7 @@ import pytest
 
 from agent import host_id, recovery
 from agent.journal import History, Journal, JournalBusy, JournalError, read
-from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Log
+from agent.protocol import DESTINATION, GONE, SOURCE, TABLES, Found, Log
 from agent.recovery import RecoveryIncomplete, forget, settle, settle_when_free
 
 ID = "20261124-120000-abcdef"
@@ -26,6 +26,7 @@ class Fake:
     failing: set[str]
     living: ClassVar[list[int]] = [7]
     same_boot = True
+    complete = False  # all of its memory has come
 
     def __init__(self, history: History) -> None: ...
 
@@ -72,6 +73,10 @@ CASES: list[tuple[str, str, str | None, list[str], str, bool]] = [
       )],
     (DESTINATION, "committed", None, ["unlock", "release", "thaw", "wipe"], "migrated", True),
     (DESTINATION, "migrated", None, ["wipe"], "migrated", True),
+    (DESTINATION, "running", None, ["unlock", "release", "thaw"], "running", True),
+    (DESTINATION, "running", "failed", ["unlock", "release", "thaw"], "running", True),
+    (DESTINATION, "running", GONE, ["kill", "wipe"], "migrated", True),
+    (DESTINATION, "starved", None, ["kill", "wipe"], "migrated", True),
 ]  # fmt: skip
 
 
@@ -132,6 +137,27 @@ def test_a_copy_that_ended_before_all_was_over_is_lost(
     left(tmp_path, DESTINATION, found)
     for _ in range(2):  # the first to ask may not live to tell
         assert settle(ID, DESTINATION, None, tmp_path).lost == lost
+
+
+def test_one_that_runs_is_let_go_once(tmp_path: Path) -> None:
+    left(tmp_path, DESTINATION, "running")
+    for _ in range(2):
+        settled = settle(ID, DESTINATION, None, tmp_path)
+        assert (settled.state, settled.word, settled.living) == ("running", None, [7])
+    assert Fake.did == ["unlock", "release", "thaw"]
+
+
+@pytest.mark.parametrize(("changed", "lost"), [({"living": []}, True), ({"complete": True}, False)])
+def test_one_that_needs_no_more_memory_has_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], lost: bool
+) -> None:
+    """Whatever is said of the source's copy."""
+    for name, value in changed.items():
+        monkeypatch.setattr(Fake, name, value)
+    left(tmp_path, DESTINATION, "running")
+    settled = settle(ID, DESTINATION, GONE, tmp_path)
+    assert (settled.state, settled.word, settled.lost) == ("migrated", "committed", lost)
+    assert "kill" not in Fake.did
 
 
 def test_it_says_whose_word_it_is(tmp_path: Path) -> None:
