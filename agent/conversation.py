@@ -16,7 +16,9 @@ from agent.link import Link
 
 _MAX_PHASE = 40  # characters of a phase's name
 MAX_WAITING = 8  # words of one kind that nobody has asked for yet
-FROM_DESTINATION = ("pong", "locked", "time_waits_held", "prepared", "committed", "awake")
+FROM_DESTINATION = (
+    "pong", "locked", "time_waits_held", "prepared", "running", "committed", "awake",
+)  # fmt: skip
 
 
 class Conversation:
@@ -26,21 +28,27 @@ class Conversation:
         self._link = link
         self._on_failure = on_failure
         self._records: dict[str, deque[Record]] = {kind: deque() for kind in FROM_DESTINATION}
+        self._handlers: dict[str, Callable[[Record], None]] = {}
         self._news = asyncio.Event()
         self._failure: AgentError | None = None
         self.refused = False  # the destination said "failed": it has undone everything
         self.failed_phase: str | None = None  # the destination's, with `refused`
         self._task = asyncio.create_task(self._read())
 
-    async def expect(self, kind: str) -> Record:
-        """The next record of this kind. Raises what ended the conversation."""
-        records = self._records[kind]
-        while not records:
+    async def expect(self, *kinds: str) -> Record:
+        """The next record of one of these kinds. Raises what ended the conversation."""
+        while True:
+            for kind in kinds:
+                if records := self._records[kind]:
+                    return records.popleft()
             if self._failure is not None:
                 raise self._failure
             self._news.clear()
             await self._news.wait()
-        return records.popleft()
+
+    def on(self, handler: Callable[[Record], None], *kinds: str) -> None:
+        """Have records of these kinds told to `handler`, which may raise `ProtocolError`."""
+        self._handlers.update(dict.fromkeys(kinds, handler))
 
     def heard(self, kind: str) -> bool:
         """Whether a record of this kind waits."""
@@ -72,6 +80,9 @@ class Conversation:
             phase = record.get("phase")
             self.failed_phase = phase[:_MAX_PHASE] if isinstance(phase, str) else None
             raise from_wire(record.get("error"))
+        if (handler := self._handlers.get(kind)) is not None:
+            handler(record)
+            return
         records = self._records.get(kind)
         if records is None:
             raise ProtocolError(detail=f"the destination sent {shown(kind)}")

@@ -33,6 +33,7 @@ from agent.image.store import ImagesFull
 from agent.image.streams import StreamCollector
 from agent.journal import JournalError
 from agent.link import Link, LinkServer, Relay, reached_address
+from agent.memory.filling import Filling
 from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import DESTINATION
@@ -49,8 +50,18 @@ _GOODBYE = 5.0  # seconds after the peers are awake for the source's last packet
 # What the source may say until it has said this; the lock comes before all that needs it.
 _IN_TURN = {
     "lock": {"ping", "undo", "pages", "lock"},
-    "end": {"pages", "connections", "time_waits", "streams", "queue", "file", "undo", "end"},
-    "handover": {"undo", "handover"},
+    "end": {
+        "pages",
+        "owed",
+        "connections",
+        "time_waits",
+        "streams",
+        "queue",
+        "file",
+        "undo",
+        "end",
+    },
+    "handover": {"pages", "undo", "handover"},
 }
 
 
@@ -68,6 +79,8 @@ class DestinationMigration:
         self._handover: Record = {}
         self._stopped: set[int] = set()
         self._to_fill = 0  # bytes
+        self._filling: Filling | None = None
+        self._awake = asyncio.Event()  # the peers, or as far as they will be
 
     # --- calls
 
@@ -167,7 +180,7 @@ class DestinationMigration:
         async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
             await self._until("end")
             self._machine.on("restore", **self._host.about_worker)
-            pid = await self._host.restore_process()
+            pid = await self._restore()
             self._custody.journal.note(births=self._host.births, streams=self._host.remembered)
             self._machine.on("restored")
             await self._faults.at("restored")
@@ -179,10 +192,39 @@ class DestinationMigration:
             self._stopped = _pids(self._handover.get("stopped"))
             self._machine.on("hand-over", stopped=sorted(self._stopped))
             await self._take_over()
-            self._machine.on("commit")
+            self._host.check_copy()
+            self._machine.on("run" if self._host.misses_memory else "commit")
             deadline.reschedule(None)
         await self._let_go()
         await self._finish()
+
+    async def _restore(self) -> int:
+        """The restored tree's root. What memory it takes to restore is brought meanwhile."""
+        host = self._host
+        if not host.misses_memory:
+            return await host.restore_process()
+        self._filling = host.filling(self._link, self._left)
+        restoring = asyncio.ensure_future(host.restore_process(self._filling.heard))
+        bringing = asyncio.ensure_future(self._bring(self._filling))
+        tasks: set[asyncio.Future[Any]] = {restoring, bringing}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not restoring.done():
+                bringing.result()
+            return restoring.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _bring(self, filling: Filling) -> None:
+        while True:
+            record = await self._link.receive()
+            if record["kind"] == "undo":
+                raise from_wire(record.get("error"))
+            if record["kind"] != "pages":
+                raise ProtocolError(detail=f"the source sent {shown(record['kind'])} in a restore")
+            await filling.take(record)
 
     async def _until(self, last: str, patience: float | None = None) -> None:
         """Take records in up to the one of kind `last`; `patience`: seconds between them."""
@@ -197,7 +239,8 @@ class DestinationMigration:
                 heard = time.monotonic()
                 self._custody.journal.note()  # else the guardian would take us for hung
             kind = record["kind"]
-            if kind not in _IN_TURN[last]:
+            late = kind == "pages" and last == "handover" and self._filling is None
+            if late or kind not in _IN_TURN[last]:
                 raise ProtocolError(detail=f"the source sent {shown(kind)} before {last!r}")
             await self._take(record)
             if kind == last:
@@ -210,7 +253,12 @@ class DestinationMigration:
             await self._store(record)
         elif kind == "pages":
             await self._faults.at("pages")
-            host.take_pages(record)
+            if self._filling is not None:
+                await self._filling.take(record)
+            else:
+                host.take_pages(record)
+        elif kind == "owed":
+            host.owe_pages(record)
         elif kind in ("streams", "queue"):
             if streams := self._collector.feed(record):
                 with self._phases.step("restore_streams"):
@@ -258,7 +306,7 @@ class DestinationMigration:
         await self._faults.at("decide")
 
     async def _let_go(self) -> None:
-        """The commit is on disk: nothing of this is undone any more."""
+        """The decision is on disk: nothing of this is undone any more."""
         host = self._host
         with self._phases.step("unlock"):
             await self._faults.at("unlock")
@@ -268,20 +316,29 @@ class DestinationMigration:
         await self._faults.at("thaw")
         host.thaw(self._stopped)
         with contextlib.suppress(PeerLost):  # it will ask the orchestrator
-            self._link.send({"kind": "committed", "at": host.resumed_at})
+            at = {"at": host.resumed_at}
+            if self._machine.state == "running":
+                self._link.send({"kind": "running", **at})
+            else:
+                self._link.send({"kind": "committed", **at})
         with contextlib.suppress(JournalError):
             self._custody.journal.note(resumed=True)
 
     async def _finish(self) -> None:
-        """After the commit: the peers, and the rest of the memory beside them."""
-        filling = asyncio.create_task(self._fill()) if self._host.fills else None
+        """After the decision: the peers, and the rest of the memory beside them."""
+        works = [self._wake_peers(), self._listen()]
+        if self._host.fills:
+            works.append(self._fill())
+        if self._filling is not None:
+            works.append(self._post_copy(self._filling))
+        tasks = [asyncio.ensure_future(one) for one in works]
         try:
-            await self._wake_peers()
-            if filling is not None:
-                await filling
+            for one in asyncio.as_completed(tasks):
+                await one
         finally:
-            if filling is not None:
-                filling.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         self._machine.back("ended")
 
     async def _wake_peers(self) -> None:
@@ -293,22 +350,45 @@ class DestinationMigration:
             host.replay(_packets(self._handover))
         with contextlib.suppress(AgentError):
             await self._faults.at("end")
-        waking = asyncio.create_task(host.wake())
-        listening = asyncio.create_task(self._late_packets())
-        await waking
+        await host.wake()
         with contextlib.suppress(PeerLost):
             self._link.send({"kind": "awake"})
         with contextlib.suppress(AgentError):
             host.finish_time_waits()
-        await asyncio.wait({listening}, timeout=_GOODBYE)
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
+        self._awake.set()
 
     async def _fill(self) -> None:
         with self._phases.step("fill"):
             with contextlib.suppress(AgentError):
                 await self._faults.at("fill")
-            await self._host.filled(self._left)
+            await self._host.filled(self._heard)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        """The pager says something."""
+        if self._filling is not None:
+            self._filling.heard(message)
+        elif "left" in message:
+            self._left(int(message["left"]))
+
+    async def _post_copy(self, filling: Filling) -> None:
+        """Until the source has nothing more that is needed, and knows it. Raises `PeerLost`."""
+        with self._phases.step("post_copy"):
+            with contextlib.suppress(AgentError):
+                await self._faults.at("post_copy")
+            filling.ask()
+            complete = asyncio.ensure_future(filling.complete.wait())
+            lost = asyncio.ensure_future(self._link.lost.wait())
+            try:
+                either: set[asyncio.Future[Any]] = {complete, lost}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                complete.cancel()
+                lost.cancel()
+            if not filling.complete.is_set():
+                raise PeerLost(phase="post_copy", detail="the source is gone")
+        self._machine.on("filled")
+        with contextlib.suppress(PeerLost):  # it will ask the orchestrator
+            self._link.send({"kind": "committed", "at": self._host.resumed_at})
 
     def _left(self, left: int) -> None:
         """So much of the process's memory is not in its place yet."""
@@ -318,14 +398,31 @@ class DestinationMigration:
         with contextlib.suppress(JournalError):
             self._custody.gets_on(_NOTE_EVERY)
 
-    async def _late_packets(self) -> None:
-        """Replay what still reached the source, until it says goodbye or is gone."""
+    async def _listen(self) -> None:
+        """Take in what still reached the source, and memory, until it says goodbye, or is gone.
+
+        Its goodbye is awaited for a time, once the peers are awake and nothing is missing.
+        """
+        listening = asyncio.ensure_future(self._last_records())
+        try:
+            await self._awake.wait()
+            if self._filling is not None:
+                await self._filling.complete.wait()
+            await asyncio.wait({listening}, timeout=_GOODBYE)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _last_records(self) -> None:
         with contextlib.suppress(AgentError):
             while True:
                 record = await self._link.receive()
-                if record["kind"] != "packets":
+                if record["kind"] == "packets":
+                    self._host.replay(_packets(record))
+                elif record["kind"] == "pages" and self._filling is not None:
+                    await self._filling.take(record)
+                else:
                     return
-                self._host.replay(_packets(record))
 
     # --- the way back
 
@@ -339,16 +436,23 @@ class DestinationMigration:
 
     async def _close(self) -> None:
         self._listener.stop_listening()
+        self._host.needs_images = self._machine.state == "running"
         self._host.close()
         if self._link.opened.is_set():
             self._link.close()
         self._custody.end()
 
+    @property
+    def _outcome(self) -> str:
+        """ "running" where memory is still at the source, which this agent does not reach."""
+        state = self._machine.state
+        return "migrated" if self._machine.committed and state != "running" else state
+
     def _report(self, error: AgentError | None) -> dict[str, Any]:
         host = self._host
         phase = self._phases.to_blame
         return {
-            "outcome": "migrated" if self._machine.committed else self._machine.state,
+            "outcome": self._outcome,
             "error": None if error is None else {**error.to_wire(), "phase": phase},
             "phases_ms": self._phases.ms,
             "spans": self._phases.spans,

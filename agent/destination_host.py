@@ -18,7 +18,9 @@ from agent.freeze import Tree
 from agent.host import MAX_SOCKETS, Host, from_rows
 from agent.image.records import Record
 from agent.kernel import proc, uapi
-from agent.memory.paging import Paging
+from agent.link import Link
+from agent.memory.filling import Filling
+from agent.memory.paging import Heard, PagerFailed, Paging
 from agent.memory.store import PageStores
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
@@ -35,6 +37,7 @@ from agent.tcp.stream import Stream, StreamError
 from agent.tcp.time_wait import TimeWait
 from agent.tcp.wake import Waking, endpoints, opens, wake
 
+_PAGER_PATIENCE = 10.0  # seconds for the pager to say that it has what CRIU gave it
 _RESTORE_PATIENCE = 60.0  # seconds a restore may still take when it is to be undone
 _ROOM = 1 << 30  # bytes of images over twice the memory that the plan speaks of
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -44,6 +47,12 @@ class PidTaken(AgentError):
     code = "pid-taken"
     template = "at the destination, {comm} has taken PID {pid} since the check"
     hint_template = "Run the migration again when it has ended, or move the process elsewhere."
+
+
+class CopyDied(AgentError):
+    code = "copy-died"
+    template = "process {pid}, restored at the destination and stopped, was killed there"
+    hint_template = "See the destination's kernel log for the OOM killer, then run it again."
 
 
 class DestinationHost(Host):
@@ -178,18 +187,30 @@ class DestinationHost(Host):
 
     def take_pages(self, record: Record) -> None:
         """Keep memory that comes ahead, and have somebody ready to give it to the process."""
+        self._page_stores().take(record)
+
+    def owe_pages(self, record: Record) -> None:
+        """Memory that comes when the process runs already."""
+        self._page_stores().owe(record)
+
+    def _page_stores(self) -> PageStores:
         if self._stores is None:
             self._stores = PageStores(self._store.path, self._limit)
             self._opened.callback(self._stores.close)
             self._paging = Paging(self._store.path)
             self._opened.callback(self._paging.close)
-        self._stores.take(record)
+        return self._stores
+
+    @property
+    def misses_memory(self) -> bool:
+        """Whether the process runs before all of its memory has come."""
+        return self._stores is not None and self._stores.owed
 
     def store(self, name: str, data: bytes) -> None:
         self._store.write(name, data)
 
-    async def restore_process(self) -> int:
-        """Restore the tree, stopped; returns the PID of its root."""
+    async def restore_process(self, heard: Heard = lambda _: None) -> int:
+        """Restore the tree, stopped; returns the PID of its root. `heard`: as `Paging.restored`."""
         with self._phases.step("restore_process"):
             await self._faults.at("restore_process")
             self._pids_free()
@@ -204,16 +225,30 @@ class DestinationHost(Host):
             self._restoring = asyncio.create_task(
                 self._worker.restore(inherit, shell_job=self._plan.shell_job, lazy=lazy)
             )
-            pid = await asyncio.shield(self._restoring)
-            self._hold_tree(pid)
-            if paging is not None:
-                await paging.restored()
+            restored = None if paging is None else asyncio.create_task(paging.restored(heard))
+            try:
+                pid = await asyncio.shield(self._restoring)
+                self._hold_tree(pid)
+                if restored is not None:
+                    await asyncio.wait_for(restored, _PAGER_PATIENCE)
+            except TimeoutError:
+                raise PagerFailed(detail="it does not say what it was given") from None
+            finally:
+                if restored is not None:
+                    restored.cancel()
+                    await asyncio.gather(restored, return_exceptions=True)
             return pid
 
     def _hold_tree(self, pid: int) -> None:
         self._tree = Tree(pid)
         self._opened.callback(self._tree.close)
         self._tree.refresh()
+
+    def check_copy(self) -> None:
+        """Raises `CopyDied` where a process of the restored tree has ended since."""
+        assert self._tree is not None
+        if (ended := self._tree.ended) is not None:
+            raise CopyDied(pid=ended)
 
     def take_addresses(self) -> None:
         """Answer for the addresses from now on; streams that need it come to their state."""
@@ -275,10 +310,17 @@ class DestinationHost(Host):
         """Whether memory is still given to the process while it runs."""
         return self._paging is not None
 
-    async def filled(self, left: Callable[[int], None]) -> None:
+    def filling(self, link: Link, left: Callable[[int], None]) -> Filling:
+        """What asks the source for what is missing, and takes it in."""
+        assert self._paging is not None
+        filling = Filling(link, self._paging, left)
+        self._opened.callback(filling.close)
+        return filling
+
+    async def filled(self, heard: Heard) -> None:
         """Wait until the process has all of its memory. Raises `PagerFailed`."""
         if self._paging is not None:
-            await self._paging.filled(left)
+            await self._paging.filled(heard)
 
     async def wake(self) -> None:
         """Wait (bounded) until each peer has answered."""

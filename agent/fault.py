@@ -76,6 +76,7 @@ POINTS = [
         ("prepared", "the destination is ready, nothing is decided"),
         ("decided", "the hand-over is in the journal, and nobody knows"),
         ("handover", "the hand-over is sent"),
+        ("serve", "the process runs at the destination, memory of it is still here"),
         ("committed", "the destination has it; the copy here is not ended"),
         ("end", "the copy here is ended, the lock is not lifted"),
     ], more={"ship": _SPOILT}),
@@ -94,13 +95,14 @@ POINTS = [
         ("release", "the lock is lifted, the streams are not awake"),
         ("thaw", "the streams are awake, the process is not"),
         ("replay", "the process runs"),
+        ("post_copy", "the process runs, memory of it is still at the source"),
         ("fill", "not all of its memory is in its place"),
         ("end", "the peers are awake"),
     ]),
     *_points(LINK, [
         (name, f"a record {name!r} is sent")
         for name in ("lock", "locked", "connections", "streams", "file", "end", "prepared",
-                     "handover", "committed", "awake")
+                     "handover", "running", "missing", "committed", "awake")
     ], _LINK),
     *_points(ORCHESTRATOR, [
         ("prepare", "the check is over"),

@@ -45,6 +45,12 @@ def thread_states(pid: int) -> dict[int, str]:
     return states
 
 
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()  # select(2) takes no descriptor from 1024 on
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class Tree:
     """A root process and its descendants, held by pidfds."""
 
@@ -53,15 +59,18 @@ class Tree:
         self.root = root
         self.pidfds: dict[int, int] = {}
         self.stopped_before: set[int] = set()
+        self._zombies: set[int] = set()
         if not self.adopt(root):
             raise FreezeError(pid=root, detail="it has ended")
 
     def adopt(self, pid: int) -> bool:
         """Take a process in; whether it is there."""
         try:
-            self.pidfds[pid] = os.pidfd_open(pid)
+            self.pidfds[pid] = fd = os.pidfd_open(pid)
         except OSError:
             return False
+        if _has_ended(fd):
+            self._zombies.add(pid)
         return True
 
     @property
@@ -73,6 +82,12 @@ class Tree:
     def births(self) -> list[list[int]]:
         """[PID, when it was started] of each member, for whoever finds it later."""
         return [[pid, proc.born(pid)] for pid in self.pids]
+
+    @property
+    def ended(self) -> int | None:
+        """A member that has ended since it was taken in, if any has."""
+        there = ((pid, fd) for pid, fd in self.pidfds.items() if pid not in self._zombies)
+        return next((pid for pid, fd in there if _has_ended(fd)), None)
 
     def refresh(self) -> None:
         """Find the members of now."""
@@ -128,7 +143,7 @@ class Tree:
             self._signal(pid, signal.SIGKILL)
         deadline = time.monotonic() + _KILL_TIMEOUT
         for pid, pidfd in self.pidfds.items():
-            while not select.select([pidfd], [], [], 0)[0]:
+            while not _has_ended(pidfd):
                 if time.monotonic() > deadline:
                     raise FreezeError(pid=pid, detail="it does not end after SIGKILL")
                 await asyncio.sleep(_POLL)

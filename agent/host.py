@@ -38,13 +38,14 @@ class Host:
         self._addresses = [one.address for one in plan.addresses]
         self._connections: set[Connection] = set()
         self._capture: Capture | None = None
+        self.needs_images = False  # also when this is closed: somebody goes on with them
         keep_freed_memory()
         apply.warm()
         options.warm_up()
         with contextlib.ExitStack() as opened:
             opened.callback(Breakpoints().close)
             self._store = ImageStore(plan.images_dir, plan.id, image_limit)
-            opened.callback(self._store.remove)
+            opened.callback(self._wipe)
             self._replayer = Replayer()
             opened.callback(self._replayer.close)
             self._movers = []
@@ -53,6 +54,12 @@ class Host:
                 opened.callback(self._movers[-1].close)
             self._open(opened)
             self._opened = opened.pop_all()
+
+    def _wipe(self) -> None:
+        if self.needs_images:
+            self._store.finish()
+        else:
+            self._store.remove()
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         """Open what the role needs beside it, and say how it is closed."""

@@ -22,7 +22,7 @@ ID_PATTERN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 
 DEFAULT_IMAGES_DIR = "/run/streamferry"
 DEFAULT_MAX_BLACKOUT = 10.0  # seconds
-STOP, PRE_COPY = MEMORY_MODES = ("stop", "pre-copy")  # how the memory goes
+STOP, PRE_COPY, POST_COPY = MEMORY_MODES = ("stop", "pre-copy", "post-copy")  # how the memory goes
 
 MAX_BLACKOUT_LIMIT = 3600.0  # seconds
 MAX_PID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
@@ -81,7 +81,7 @@ class Plan:
     images_dir: str = DEFAULT_IMAGES_DIR
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     memory_mode: str = STOP  # one of MEMORY_MODES
-    max_rounds: int = 8  # of pre-copy, before the process stands still
+    max_rounds: int = 8  # of memory that goes ahead, before the process stands still
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent
     missing_options: bool = False  # socket options that the destination lacks are left out
@@ -113,7 +113,7 @@ class Plan:
             images_dir=_path(values["images_dir"], "images_dir"),
             max_blackout=_seconds(values["max_blackout"], "max_blackout"),
             memory_mode=_one_of(values["memory_mode"], MEMORY_MODES, "memory_mode"),
-            max_rounds=_integer(values["max_rounds"], 1, MAX_ROUNDS, "max_rounds"),
+            max_rounds=_integer(values["max_rounds"], 0, MAX_ROUNDS, "max_rounds"),
             replay=_boolean(values["replay"], "replay"),
             boundary=_boolean(values["boundary"], "boundary"),
             missing_options=_boolean(values["missing_options"], "missing_options"),

@@ -95,7 +95,7 @@ _FAIL, _AGAIN, _WAIT, _ASK, _OVER = Found.FAIL, Found.AGAIN, Found.WAIT, Found.A
 GONE = "gone"  # the word for a destination that the source's copy is no more
 
 _GO_ON_HERE = ("take_back_addresses", "unlock", "release", "thaw")
-_END_HERE = ("end_copy", "unlock")
+_END_HERE = ("end_copy", "give_addresses", "unlock")
 _ENDING = frozenset({"end_copy", "kill"})
 _SOURCE_BEFORE = ("idle", "ready", "linked", "locked", "frozen", "shipped")
 

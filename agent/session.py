@@ -49,6 +49,7 @@ class Calls:
         self._preparing: asyncio.Task[Any] | None = None
         self.source: Any = None
         self.destination: Any = None
+        self._resumed: Any = None  # one of `agent.resuming`, that goes on where an agent has left
 
     def expose_all(self) -> None:
         handlers: dict[str, Handler] = {
@@ -61,6 +62,10 @@ class Calls:
             "source.resolve": self._source_resolve,
             "destination.prepare": self._destination_prepare,
             "destination.run": self._destination_run,
+            "source.resume": self._source_resume,
+            "source.serve": self._source_serve,
+            "destination.resume": self._destination_resume,
+            "destination.fill": self._destination_fill,
             "journal.list": self._journal_list,
             "recovery.settle": self._recovery_settle,
             "recovery.forget": self._recovery_forget,
@@ -73,7 +78,8 @@ class Calls:
     @property
     def active(self) -> list[Migration]:
         """The migration this agent takes part in, if any."""
-        return [one for one in (self.source, self.destination) if one is not None]
+        parts = (self.source, self.destination, self._resumed)
+        return [one for one in parts if one is not None]
 
     async def _probe_host(self, images_dir: str) -> Any:
         from agent import probe
@@ -121,6 +127,29 @@ class Calls:
 
     async def _destination_run(self) -> Any:
         return await self._prepared("destination", "destination.run").run()
+
+    async def _source_resume(self, migration: str) -> Any:
+        from agent.resuming import ResumedSource
+
+        self._resumed = resumed = ResumedSource(self._server, migration)
+        return resumed.prepare()
+
+    async def _source_serve(self, link: dict[str, Any]) -> Any:
+        return await self._resumed_as("source", "source.serve").serve(link)
+
+    async def _destination_resume(self, migration: str, client_key: str) -> Any:
+        from agent.resuming import ResumedDestination
+
+        self._resumed = resumed = ResumedDestination(self._server, migration)
+        return await resumed.prepare(client_key)
+
+    async def _destination_fill(self) -> Any:
+        return await self._resumed_as("destination", "destination.fill").fill()
+
+    def _resumed_as(self, role: str, call: str) -> Any:
+        if self._resumed is None or self._resumed.role != role:
+            raise NotPrepared(call=call, role=role)
+        return self._resumed
 
     async def _journal_list(self) -> Any:
         from agent import journal

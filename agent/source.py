@@ -14,7 +14,7 @@ import functools
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from agent import host_id
@@ -31,9 +31,11 @@ from agent.errors import (
     shown,
 )
 from agent.fault import LINK, Faults
+from agent.image.records import Record
+from agent.journal import JournalError
 from agent.link import Link, LinkClient, Relay, where
 from agent.phases import Phases
-from agent.plan import PRE_COPY, Plan
+from agent.plan import POST_COPY, STOP, Plan
 from agent.protocol import SOURCE
 from agent.server import Server
 from agent.source_host import SourceHost
@@ -71,6 +73,7 @@ class SourceMigration:
         self._talk: Conversation | None = None
         self._worker: dict[str, int] = {}
         self._to_end: tuple[str, ...] = ()
+        self._serving: asyncio.Future[None] | None = None
         self._custody: Custody
         self._running = False
 
@@ -151,7 +154,7 @@ class SourceMigration:
     # --- the way forward
 
     async def _forward(self, link: dict[str, Any]) -> None:
-        phases, host, send, machine = self._phases, self._host, self._link.send, self._machine
+        phases, host, machine = self._phases, self._host, self._machine
         # Whom to ask, once this is handed over; on disk with that decision.
         self._custody.journal.note(other_host=host_id.told(link))
         try:
@@ -162,7 +165,7 @@ class SourceMigration:
                 await self._compare_clocks(talk)
         except TimeoutError:
             raise PeerLost(phase="check", detail="it did not come up in time") from None
-        if self._plan.memory_mode == PRE_COPY:
+        if self._plan.memory_mode != STOP:
             with phases.step("pre_copy"):
                 await self._faults.at("pre_copy")
                 gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
@@ -183,7 +186,14 @@ class SourceMigration:
             await self._faults.at("freeze")
         await host.dump_and_ship(self._link)
         machine.on("shipped")
-        await talk.expect("prepared")
+        async with self._answering(talk):
+            await self._hand_over(talk)
+        self._to_end = machine.back("committed")
+
+    async def _hand_over(self, talk: Conversation) -> None:
+        """Until the destination has the process, and all of its memory."""
+        host, machine = self._host, self._machine
+        await self._hear("prepared")
         await self._faults.at("prepared")
         if talk.heard("committed"):  # nothing was handed over, so nothing is given up
             raise ProtocolError(detail="the destination has committed before the hand-over")
@@ -194,12 +204,59 @@ class SourceMigration:
                 await self._faults.at("decided")
                 host.give_addresses()
                 handover = {"stopped": host.stopped_before, "packets": host.locked_out()}
-                send({"kind": "handover", **handover})
+                self._link.send({"kind": "handover", **handover})
                 await self._faults.at("handover")
-                await talk.expect("committed")
+                word = await self._hear("running", "committed")
         except TimeoutError:
             raise PeerLost(phase="commit", detail="it does not answer") from None
-        self._to_end = machine.back("committed")
+        if word["kind"] == "running":
+            await self._serve(talk)
+
+    async def _serve(self, talk: Conversation) -> None:
+        """The process runs at the destination: send it the rest of its memory, until it has all."""
+        with contextlib.suppress(JournalError):
+            self._custody.journal.note(serving=True)
+        with contextlib.suppress(AgentError):
+            await self._faults.at("serve")
+        late = asyncio.ensure_future(self._late_packets(talk))
+        try:
+            await self._hear("committed")
+        finally:
+            late.cancel()
+            await asyncio.gather(late, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, talk: Conversation) -> AsyncIterator[None]:
+        """Have the destination get what memory it asks for meanwhile: also the restore needs some.
+
+        What that fails with is raised by `_hear`.
+        """
+        if self._plan.memory_mode != POST_COPY:
+            yield
+            return
+        gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
+        serving = self._host.serving(self._link, gets_on)
+        talk.on(serving.hear, "missing", "want", "got")
+        self._serving = asyncio.ensure_future(serving.run())
+        try:
+            yield
+        finally:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
+
+    async def _hear(self, *kinds: str) -> Record:
+        """The destination's next word of these, while it is served."""
+        assert self._talk is not None
+        word = asyncio.ensure_future(self._talk.expect(*kinds))
+        try:
+            works: set[asyncio.Future[Any]] = {word, self._serving or word}
+            await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            if self._serving is not None and self._serving.done():
+                self._serving.result()
+            return word.result()
+        finally:
+            word.cancel()
+            await asyncio.gather(word, return_exceptions=True)
 
     async def _lock(self, talk: Conversation) -> None:
         host, send = self._host, self._link.send
@@ -232,11 +289,14 @@ class SourceMigration:
     async def _forward_late_packets(self, talk: Conversation) -> None:
         """Until the peers are awake, send on what still reaches this host."""
         with contextlib.suppress(PeerLost):
-            while not talk.heard("awake") and not talk.over:
-                if packets := self._host.captured():
-                    self._link.send({"kind": "packets", "packets": packets})
-                await asyncio.sleep(_LATE_POLL)
+            await self._late_packets(talk)
             self._link.send({"kind": "bye"})
+
+    async def _late_packets(self, talk: Conversation) -> None:
+        while not talk.heard("awake") and not talk.over:
+            if packets := self._host.captured():
+                self._link.send({"kind": "packets", "packets": packets})
+            await asyncio.sleep(_LATE_POLL)
 
     # --- interruptions
 
@@ -306,6 +366,7 @@ class SourceMigration:
             await self._faults.at("end")
             if talk is not None:
                 await self._forward_late_packets(talk)
+            self._host.give_addresses()  # should somebody have taken one back meanwhile
             self._host.unlock()
             machine.back("ended")
         elif machine.state == "rolling-back":

@@ -21,11 +21,12 @@ from agent.kernel import proc, uapi
 from agent.kernel.nflog import PacketLog
 from agent.link import Link
 from agent.memory.ahead import Ahead, another
+from agent.memory.serving import Serving
 from agent.netlock import apply, render
 from agent.netlock.apply import LockError
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
-from agent.plan import Plan
+from agent.plan import POST_COPY, Plan
 from agent.tcp import time_wait
 from agent.tcp.dumping import dump
 from agent.tcp.inventory import (
@@ -61,6 +62,7 @@ class SourceHost(Host):
         self._dumping: asyncio.Task[None] | None = None
         self._shipper: Shipper | None = None
         self._ahead: Ahead | None = None
+        self._serving: Serving | None = None
         self._packets: list[bytes] = []
         self._locked = False
         self._gave_addresses = False
@@ -84,7 +86,8 @@ class SourceHost(Host):
             self._progress(done)
             gets_on()
 
-        self._ahead = ahead = Ahead(link, progress)
+        later = self._plan.memory_mode == POST_COPY
+        self._ahead = ahead = Ahead(link, progress, tracked=later)
         self._opened.callback(ahead.close)
         while another(ahead.rounds, self._plan.max_rounds):
             self._tree.refresh()
@@ -168,7 +171,10 @@ class SourceHost(Host):
                 await link.drain()
         if self._ahead is not None:
             with phases.step("ship"):
-                await self._ahead.round(self._tree.pidfds, last=True)
+                if self._plan.memory_mode == POST_COPY:
+                    await self._ahead.owe(self._tree.pids)
+                else:
+                    await self._ahead.round(self._tree.pidfds, last=True)
         self._shipper = Shipper(link, self._store.path, self._progress)
         self._opened.callback(self._shipper.close)
         await self._shipper.follow(self._dumping)
@@ -200,6 +206,16 @@ class SourceHost(Host):
         self._send_event(
             "progress", {"what": "memory", "done": done, "total": max(done, self._plan.memory)}
         )
+
+    def serving(self, link: Link, gets_on: Callable[[], None]) -> Serving:
+        """What sends the memory that the destination, where the process runs, still asks for."""
+
+        def sent(_done: int, _left: int) -> None:
+            gets_on()
+
+        self._serving = Serving(link, self._tree.pids, sent)
+        self._opened.callback(self._serving.close)
+        return self._serving
 
     def give_addresses(self) -> None:
         """Answer for them no more."""
@@ -311,7 +327,8 @@ class SourceHost(Host):
         shipper = self._shipper
         return {
             "memory": (shipper.memory_bytes if shipper else 0)
-            + (self._ahead.sent if self._ahead else 0),
+            + (self._ahead.sent if self._ahead else 0)
+            + (self._serving.bytes if self._serving else 0),
             "streams": sum(
                 len(stream.send_queue) + len(stream.receive_queue) for stream in self._streams
             ),

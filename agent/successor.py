@@ -21,6 +21,8 @@ from agent.address import AddressError, AddressMover
 from agent.freeze import Tree, thread_states
 from agent.journal import History
 from agent.kernel import proc, uapi
+from agent.memory import missing
+from agent.memory.missing import Missing
 from agent.netlock import apply, render
 from agent.plan import Plan
 from agent.protocol import DESTINATION, SOURCE
@@ -60,6 +62,11 @@ def _plain(name: tuple[Any, ...]) -> tuple[str, int]:
     return str(name[0]).partition("%")[0], int(name[1])
 
 
+def _nothing_in(path: Path) -> bool:
+    with path.open("rb") as file:
+        return next(Missing(file.fileno()).ranges(), None) is None
+
+
 class Successor:
     """One role's actions on this host. Blocks; not for the blackout."""
 
@@ -93,6 +100,13 @@ class Successor:
         began = self._history.entered("restoring")
         since = int(began.facts.get("ticks", 0)) if began is not None else 0
         return [pid for pid in self.plan.tree if since and proc.born(pid) >= since]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the copy here, which runs already, has all of its memory, or it has come."""
+        directory = Path(self.plan.images_dir, self.plan.id)
+        lists = list(directory.glob(missing.file_name("*")))
+        return self.same_boot and bool(lists) and all(map(_nothing_in, lists))
 
     def _members(self) -> list[int]:
         tree = Tree(self.plan.pid)
@@ -209,12 +223,16 @@ class Successor:
                     with contextlib.suppress(AddressError):  # the peers find it by asking
                         mover.announce()
 
+    def give_addresses(self) -> None:
+        """Somebody may have taken one back since the hand-over."""
+        with self._movers() as movers:
+            for mover in movers:
+                mover.remove()
+
     def drop_addresses(self) -> None:
         """Only what had been taken."""
         if self._history.entered("taking-over") is not None:
-            with self._movers() as movers:
-                for mover in movers:
-                    mover.remove()
+            self.give_addresses()
 
     @contextlib.contextmanager
     def _movers(self) -> Iterator[list[AddressMover]]:

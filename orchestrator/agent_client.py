@@ -28,10 +28,17 @@ class SourcePrepared(TypedDict):
     host_id: str
 
 
-class DestinationPrepared(TypedDict):
+class ClientKey(TypedDict):
+    public_key: str  # of the link's one client
+
+
+class LinkFacts(TypedDict):
     addresses: list[str]  # where the link's one-time port may be reached
     port: int
     host_key: str
+
+
+class DestinationPrepared(LinkFacts):
     host_id: str
 
 
@@ -200,6 +207,25 @@ class AgentClient:
     async def source_resolve(self, committed: bool) -> Facts:
         """Tell a source in doubt what the destination did; its final report."""
         return await self._map("source.resolve", committed=committed)
+
+    async def source_resume(self, migration: str) -> ClientKey:
+        """Have a new agent serve the memory of a copy that its agent has left frozen."""
+        answer = await self._soon("source.resume", migration=migration)
+        return validate(answer, ClientKey, f"{self.host}'s part")
+
+    async def source_serve(self, link: LinkFacts) -> None:
+        """Returns when the destination needs no more, or the link is gone."""
+        await self._map("source.serve", link=link)
+
+    async def destination_resume(self, migration: str, client_key: str) -> LinkFacts:
+        """Have a new agent take in the memory of a process that runs there already."""
+        keys = {"migration": migration, "client_key": client_key}
+        answer = await self._soon("destination.resume", **keys)
+        return validate(answer, LinkFacts, f"{self.host}'s part")
+
+    async def destination_fill(self) -> None:
+        """Returns when nothing is missing any more, and that is on disk."""
+        await self._map("destination.fill")
 
     async def journals(self) -> list[JournalFacts]:
         """The journals of migrations on that host, oldest first."""

@@ -138,6 +138,18 @@ class OutcomeUnknown(AgentError):
     exit_status = EXIT_IN_DOUBT
 
 
+class MemoryMissing(AgentError):
+    """The process runs, and the link by which its memory comes was lost."""
+
+    code = "memory-missing"
+    template = "process {pid} runs at {destination}, and memory of it is still at {source}"
+    hint_template = (
+        "Run `migrate recover` when the two reach each other; until then it stands still wherever "
+        "it needs that memory, and the frozen copy at {source} must stay as it is."
+    )
+    exit_status = EXIT_IN_DOUBT
+
+
 def internal(error: Exception) -> AgentError:
     """A fault of our own, as an error that can be reported; says where it was."""
     where = traceback.extract_tb(error.__traceback__)[-1:]

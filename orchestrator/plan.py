@@ -17,6 +17,7 @@ from agent.plan import (
     DEFAULT_IMAGES_DIR,
     DEFAULT_MAX_BLACKOUT,
     MAX_BLACKOUT_LIMIT,
+    POST_COPY,
     PRE_COPY,
     STOP,
     Listener,
@@ -37,6 +38,7 @@ SPARE_DESCRIPTORS = 256  # of an agent, beside one a socket
 
 _MIB = 1 << 20
 AUTO = "auto"
+_ROUNDS = {STOP: 0, PRE_COPY: 8, POST_COPY: 1}  # of memory that goes ahead
 _WORTH_AHEAD = 64 << 20  # bytes of memory that are sent ahead rather than at once
 
 __all__ = ["Options", "Refusal", "check_hosts", "plan"]
@@ -50,7 +52,7 @@ class Options:
     images_dir: str = DEFAULT_IMAGES_DIR
     address: tuple[str, ...] = ()  # service addresses that no socket shows
     memory_mode: str = AUTO  # or one of MEMORY_MODES
-    max_rounds: int = 8
+    max_rounds: int | None = None  # of what goes ahead; None: as many as suit the mode
     replay: bool = True
     boundary: bool = True
     missing_options: bool = False  # go without socket options that the destination lacks
@@ -138,6 +140,8 @@ class _Judge:
             for one in self.process["listeners"]
         }
         options = self.options
+        mode = self._memory_mode()
+        rounds = options.max_rounds
         made = Plan(
             id=new_id(),
             pid=self.process["pid"],
@@ -150,8 +154,8 @@ class _Judge:
             destination=self.destination,
             images_dir=options.images_dir,
             max_blackout=options.max_blackout,
-            memory_mode=self._memory_mode(),
-            max_rounds=options.max_rounds,
+            memory_mode=mode,
+            max_rounds=_ROUNDS.get(mode, 0) if rounds is None else rounds,
             replay=options.replay,
             boundary=options.boundary,
             missing_options=options.missing_options,
@@ -272,7 +276,7 @@ class _Judge:
 
     def _room(self) -> Iterator[Refusal]:
         problem = self.destination_host["userfault"]
-        if self.options.memory_mode == PRE_COPY and problem is not None:
+        if self.options.memory_mode in (PRE_COPY, POST_COPY) and problem is not None:
             yield refusal("no-userfaultfd", host=self.destination, detail=problem)
         memory = self.process["memory"]
         sockets = len(self.process["connections"]) + len(self.process["listeners"])

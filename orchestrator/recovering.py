@@ -16,8 +16,10 @@ from agent.errors import (
 )
 from agent.plan import ID_PATTERN
 from agent.protocol import DESTINATION, SOURCE
+from agent.resuming import PagerGone
 from orchestrator.agent_client import AgentClient
 from orchestrator.errors import HostError
+from orchestrator.filling import Patience, fill
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
 from orchestrator.records import Record, RecordDamaged, Records, is_open
@@ -115,6 +117,11 @@ class Report:
         if self.loss is not None:
             return f"{ended.outcome}, but {self.loss.message}"
         if ended.outcome == MIGRATED:
+            if ended.waits:
+                return (
+                    f"not at its end: {pid} runs at {named.destination}, and memory of it is still "
+                    f"at {named.source}"
+                )
             runs = "runs there" if ended.living["destination"] else "has ended there, or moved on"
             return f"migrated: {named.destination} had committed; {pid} {runs}" + self._left(
                 named.source, "source", "its frozen copy there is still to be ended"
@@ -142,9 +149,14 @@ class Recoverer:
     """Reaches each host once."""
 
     def __init__(
-        self, ssh_config: str | None, records: Records | None = None, lost: str | None = None
+        self,
+        ssh_config: str | None,
+        records: Records | None = None,
+        lost: str | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`lost`: the name of a host that will never come back."""
+        """`lost`: the name of a host that will never come back; `note` is told what is done."""
+        self._note = note
         self._ssh_config = ssh_config
         self._lost = lost
         self._records = records or Records()
@@ -171,12 +183,35 @@ class Recoverer:
 
         `told` is called with the report, before the hosts forget the migration.
         """
-        config = self._configs.get(named.id)
-        source, destination = await self.reach(named.source, named.destination, config=config)
-        ended = await recover(
-            named, source, destination, lambda ended: told(Report(named, ended)), self._lost
-        )
-        return Report(named, ended)
+        patience: Patience | None = None
+        while True:
+            config = self._configs.get(named.id)
+            source, destination = await self.reach(named.source, named.destination, config=config)
+            ended = await recover(
+                named, source, destination, lambda ended: told(Report(named, ended)), self._lost
+            )
+            if not ended.waits:
+                return Report(named, ended)
+            patience = patience or Patience()
+            if ended.filling:
+                assert isinstance(source, AgentClient) and isinstance(destination, AgentClient)
+                self._note(f"bringing the rest of the memory from {named.source}")
+                try:
+                    await fill(source, destination, named.id, patience.progress)
+                    continue
+                except PagerGone:
+                    return Report(named, ended)
+                except AgentError as error:
+                    self._note(f"it broke off: {error.message}")
+            if not await patience.again():
+                return Report(named, ended)
+            self._forget_lost()
+
+    def _forget_lost(self) -> None:
+        """Hosts that were not reached, or not any more, are tried again."""
+        for key, agent in list(self._agents.items()):
+            if isinstance(agent, AgentError) or agent.gone:
+                del self._agents[key]
 
     async def close(self) -> None:
         """Let the agents go."""

@@ -77,11 +77,16 @@ class Recovered:
         ]
 
     @property
-    def filling(self) -> bool:
+    def waits(self) -> bool:
         """Whether the process runs at the destination, and memory of it is still at the source."""
+        return _waits(self.destination)
+
+    @property
+    def filling(self) -> bool:
+        """Whether that memory can be brought now."""
         sent = self.source
         frozen = not isinstance(sent, AgentError) and _asks(sent) and bool(sent["living"])
-        return _waits(self.destination) and frozen
+        return self.waits and frozen
 
     @property
     def living(self) -> dict[str, list[int]]:

@@ -79,7 +79,7 @@ TABLE: dict[str, Words] = {
         "Give it CAP_NET_RAW on {host}, and a kernel with AF_PACKET (CONFIG_PACKET).",
     ),
     "no-userfaultfd": Words(
-        "memory cannot be sent ahead: userfaultfd does not work on {host}: {detail}",
+        "memory cannot go apart from the process: userfaultfd does not work on {host}: {detail}",
         "Use `--memory stop`, or give the agent on {host} CAP_SYS_PTRACE and a kernel with "
         "CONFIG_USERFAULTFD (4.11 or later).",
     ),

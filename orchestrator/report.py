@@ -19,6 +19,7 @@ from orchestrator.refusals import Refusal
 
 _NAMES = {
     "pre_copy": "copy ahead",
+    "post_copy": "copy the rest",
     "dump_streams": "dump streams",
     "dump_process": "dump process",
     "restore_streams": "restore streams",

@@ -3,7 +3,7 @@
 What belongs to a migration under way is never a leftover, and of a process nothing is one without
 evidence: the journal of ours, or sockets in repair mode. Whether it is safe to clear is said by the
 protocol's table: what an agent found dead leaves to this host alone (`Found.FAIL`, `Found.AGAIN`)
-is; what only the other host's word ends (`Found.ASK`) is not.
+is; what takes the other host (`Found.ASK`, `Found.WAIT`) is not.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from agent.protocol import SOURCE, TABLES, Found
 
 _TABLE = re.compile(rf"{TABLE_PREFIX}(\d{{8}})_(\d{{6}})_([0-9a-f]{{6}})({TIME_WAITS})?")
 _INIT = 1
+
+_NEEDS_OTHER = (Found.ASK, Found.WAIT)
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ def verdict(one: SeenJournal) -> str:
     if one.problem:
         return CLEAR if one.problem == EMPTY else HAND
     state = TABLES[one.role].states[one.state]
-    if state.found is Found.ASK or state.word == "committed":  # that word is still to be carried
+    if state.found in _NEEDS_OTHER or state.word == "committed":  # that word is still to be carried
         return RECOVER
     return CLEAR
 
@@ -62,7 +64,7 @@ def verdict_of_things(one: SeenJournal) -> str:
     """Of what this journal is about: as the journal, but for what a destination has committed."""
     if one.problem:
         return verdict(one)
-    return RECOVER if TABLES[one.role].states[one.state].found is Found.ASK else CLEAR
+    return RECOVER if TABLES[one.role].states[one.state].found in _NEEDS_OTHER else CLEAR
 
 
 class _Judge:
@@ -196,7 +198,7 @@ class _Judge:
     def _owned(self, task: SeenTask, journal: SeenJournal) -> None:
         name = _name(task)
         copy = TABLES[journal.role].states[journal.state].copy
-        held = copy in ("frozen", "stopped") or journal.state == "committed"
+        held = copy in ("frozen", "stopped") or journal.state in ("running", "committed")
         _, does = of_journal(journal, "")
         if task.stopped and held:
             self._thing(

@@ -1,6 +1,7 @@
 """Send the memory of a running process ahead, round by round, and in the end what is left.
 
-Sends records {"kind": "pages", "pid": int, "runs": [[address, pages, has data]], "data": bytes}.
+Sends records {"kind": "pages", "pid": int, "runs": [[address, pages, has data]], "data": bytes};
+where what is left comes later, {"kind": "owed", "pid": int, "runs": [[address, pages]]} says what.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from agent.memory.store import MAX_RUNS
 
 _SMALL = 8 << 20  # bytes that are sent as fast in the blackout as a round could begin
 _SHRINKS = 0.7  # of the round before; else another brings nothing more
+_AT_HAND = 128 << 10  # bytes of one mapping that go at once rather than when they are asked for
 _AT_ONCE = 8  # spans read before others have their turn
 _SAY_EVERY = 5.0  # seconds until a record goes even where nothing has changed: silence is an end
 
@@ -37,7 +39,7 @@ class Round:
 def another(rounds: Sequence[Round], most: int) -> bool:
     """Whether one more round is worth it: they still shrink, and there is something to gain."""
     if not rounds:
-        return True
+        return most > 0
     if len(rounds) >= most or rounds[-1].bytes <= _SMALL:
         return False
     return len(rounds) < 2 or rounds[-1].bytes <= rounds[-2].bytes * _SHRINKS
@@ -46,8 +48,10 @@ def another(rounds: Sequence[Round], most: int) -> bool:
 class Ahead:
     """One migration's memory, on its way."""
 
-    def __init__(self, link: Link, progress: Progress) -> None:
+    def __init__(self, link: Link, progress: Progress, *, tracked: bool = False) -> None:
+        """`tracked`: only of processes of which the kernel tells what is written to."""
         self._link = link
+        self._tracked = tracked
         self._progress = progress
         self._readers: dict[int, MemoryReader] = {}
         self.rounds: list[Round] = []
@@ -71,6 +75,8 @@ class Ahead:
         reader = self._readers.get(pid)
         if reader is None:
             reader = self._readers[pid] = MemoryReader(pid, pidfd)
+        if self._tracked and not reader.tracked:
+            return
         batch = Changes()
         for number, changes in enumerate(reader.changes(last=pidfd is None)):
             if changes.runs:
@@ -83,6 +89,25 @@ class Ahead:
                 await asyncio.sleep(0)
         if batch.runs:
             await self._send(pid, batch)
+
+    async def owe(self, pids: Iterable[int]) -> None:
+        """Say what these processes have that was not sent; they stand still. Raises `PeerLost`.
+
+        Of small mappings it goes at once: there is what a process needs to run at all.
+        """
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # a zombie
+                reader = self._readers.get(pid) or MemoryReader(pid)
+                runs = []
+                for ranges in reader.owed():
+                    if sum(end - start for start, end in ranges) <= _AT_HAND:
+                        await self._send(pid, reader.read(ranges))
+                    else:
+                        runs += [[start, (end - start) // PAGE] for start, end in ranges]
+                for first in range(0, len(runs), MAX_RUNS):
+                    piece = runs[first : first + MAX_RUNS]
+                    self._link.send({"kind": "owed", "pid": pid, "runs": piece})
+                    await self._link.drain()
 
     async def _send(self, pid: int, batch: Changes) -> None:
         data = b"".join(batch.data)

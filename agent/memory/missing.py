@@ -21,7 +21,7 @@ _AT_ONCE = 1 << 17  # bytes read at once
 Range = tuple[int, int]
 
 
-def file_name(pid: int) -> str:
+def file_name(pid: int | str) -> str:
     return f"missing-{pid}"
 
 
@@ -68,7 +68,7 @@ class Missing:
                 at = max(at, os.lseek(self.fd, at, os.SEEK_DATA))
             except OSError:  # ENXIO: there is no more
                 break
-            data = os.pread(self.fd, min(_AT_ONCE, end - at), at)
+            data = os.pread(self.fd, min(_AT_ONCE, max(end - at, 0)), at)
             data = data[: len(data) // _ENTRY * _ENTRY]
             if not data:
                 break

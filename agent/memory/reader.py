@@ -91,6 +91,23 @@ class MemoryReader:
         if self._tracker is not None and not last and written_by_devices(self.pid):
             self._stop_tracking()  # what was pinned when it was protected may still change
 
+    def owed(self) -> Iterator[list[Range]]:
+        """What the destination does not have, mapping by mapping, of a process that stands still.
+
+        All that is there, where the kernel does not tell what was written to. Raises `OSError`.
+        """
+        with _opened(self.pid, "pagemap") as pagemap:
+            for start, end in anonymous(self.pid):
+                written = self._written(pagemap, start, end, last=True)
+                owed = list(present(pagemap, start, end)) if written is None else written
+                if owed:
+                    yield owed
+
+    def read(self, ranges: list[Range]) -> Changes:
+        """What is there. Raises `OSError`."""
+        with _opened(self.pid, "mem") as memory:
+            return read_ranges(self.pid, memory, ranges)
+
     def _written(self, pagemap: int, start: int, end: int, last: bool) -> list[Range] | None:
         """None where the kernel cannot tell."""
         if self._tracker is None:
@@ -113,31 +130,12 @@ class MemoryReader:
             self._sent.add(base)
             self._digests.pop(base, None)
             if size + until - first > _BATCH or len(batch) == MAX_VECTORS:
-                yield self._read_batch(memory, batch)
+                yield read_ranges(self.pid, memory, batch)
                 batch, size = [], 0
             batch.append((first, until))
             size += until - first
         if batch:
-            yield self._read_batch(memory, batch)
-
-    def _read_batch(self, memory: int, batch: list[Range]) -> Changes:
-        """What is there of some ranges; one that the process itself may not read, or that has gone
-        in part, is read by itself."""
-        found = Changes()
-        while batch:
-            data = read_memory(self.pid, batch)
-            done = at = 0
-            for first, until in batch:
-                if at + until - first > len(data):
-                    break
-                _by_content(first, data, at, at + until - first, found)
-                at += until - first
-                done += 1
-            for first, until in batch[done : done + 1]:
-                for start, piece in _readable(memory, first, until):
-                    _by_content(start, piece, 0, len(piece), found)
-            batch = batch[done + 1 :]
-        return found
+            yield read_ranges(self.pid, memory, batch)
 
     def _differing(self, memory: int, first: int, until: int) -> Changes:
         found = Changes()
@@ -178,6 +176,26 @@ class MemoryReader:
 
     def close(self) -> None:
         self._stop_tracking()
+
+
+def read_ranges(pid: int, memory: int, batch: list[Range]) -> Changes:
+    """What is there of some ranges; one that the process itself may not read, or that has gone in
+    part, is read by itself. `memory`: a descriptor of /proc/PID/mem. Raises `OSError`."""
+    found = Changes()
+    while batch:
+        data = read_memory(pid, batch)
+        done = at = 0
+        for first, until in batch:
+            if at + until - first > len(data):
+                break
+            _by_content(first, data, at, at + until - first, found)
+            at += until - first
+            done += 1
+        for first, until in batch[done : done + 1]:
+            for start, piece in _readable(memory, first, until):
+                _by_content(start, piece, 0, len(piece), found)
+        batch = batch[done + 1 :]
+    return found
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""One restored process whose memory is still outside of it, and the store that has it.
+"""One restored process whose memory is still outside of it: in a store, or still at the source.
 
 What is in the store is what is left: a page that was placed, or that the process has given up, is
-punched out, one that it has moved moves in the store, too. So whoever has the descriptor and the
-store can go on where another pager was killed. No waiting here: the pager asks, step by step.
+punched out, one that it has moved moves in the store, too. The same goes for the list of what is
+`missing`. So whoever has the three descriptors can go on where another pager was killed. No waiting
+here: the pager asks, step by step.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import contextlib
 import ctypes
 import mmap
 import os
-from bisect import bisect_right
 from collections.abc import Iterator
 
 from agent.kernel import userfault
 from agent.kernel.syscalls import punch_hole
 from agent.memory.layout import LARGEST, PAGE
+from agent.memory.missing import Missing
+from agent.memory.ranges import Range, Ranges
 
 BUFFER = 4 << 20  # bytes placed at once in the background
 CLUSTER = 64 << 10  # bytes placed around an address that was touched
-
-Range = tuple[int, int]
 
 
 class Buffer:
@@ -57,23 +57,55 @@ def keep_only(store: int, lazy: list[Range]) -> None:
 class Space:
     """The address space behind one userfaultfd."""
 
-    def __init__(self, pid: int, fd: int, store: int) -> None:
-        """`pid`: 0 where it is not known. `store`: its pages, each at its address; what is not
-        there is zeros."""
-        self.pid, self.fd, self.store = pid, fd, store
-        self._left = [list(one) for one in extents(store)]  # by start
+    def __init__(self, pid: int, origin: int, fd: int, store: int, missing: int) -> None:
+        """`pid`: 0 where it is not known; `origin`: of the process at the source that has what is
+        `missing`. `store`: its pages, each at its address; what is in neither is zeros."""
+        self.pid, self.origin, self.fd, self.store = pid, origin, fd, store
+        self._left = Ranges(extents(store))
+        self._missing = Missing(missing)
+        self._awaited = Ranges()
+        self._shifts = {0}  # of pages that were moved, against where the source has them
+        for start, end, theirs in self._missing.ranges():
+            self._awaited.add(start, end)
+            self._shifts.add(start - theirs)
         self._touched: list[int] = []  # addresses that somebody waits for
+        self._asked: set[int] = set()  # of these, those that are missing
+        self._wants: list[Range] = []  # where the source has them
         self.faults = 0
 
     @property
+    def fds(self) -> tuple[int, int, int]:
+        """The three descriptors."""
+        return self.fd, self.store, self._missing.fd
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+    @property
     def left(self) -> int:
-        """Bytes that were not placed yet, but for those that were touched."""
-        return sum(end - start for start, end in self._left)
+        """Bytes that are here and were not placed yet, but for those that were touched."""
+        return self._left.size
+
+    @property
+    def awaited(self) -> int:
+        """Bytes that are still at the source."""
+        return self._awaited.size
 
     @property
     def waiting(self) -> bool:
         """Whether somebody waits for a page that could not be placed yet."""
         return bool(self._touched)
+
+    def wants(self) -> list[Range]:
+        """What somebody has begun to wait for since the last call, as the source's addresses."""
+        wants, self._wants = self._wants, []
+        return wants
+
+    def want_again(self) -> None:
+        """Whoever was asked may not have heard it."""
+        self._touched += self._asked
+        self._asked.clear()
 
     # --- what the process does
 
@@ -86,12 +118,11 @@ class Space:
                     self.faults += 1
                     self._touched.append(event.second // PAGE * PAGE)
                 case userfault.FORK:
-                    born.append(Space(0, event.first, self._copy(buffer)))
+                    born.append(self._child(event.first, buffer))
                 case userfault.REMAP:
                     self._move(event.first, event.second, event.third, buffer)
                 case userfault.REMOVE | userfault.UNMAP:
-                    self._cut(event.first, event.second)
-                    punch_hole(self.store, event.first, event.second - event.first)
+                    self._drop(event.first, event.second)
         return born
 
     def serve(self, buffer: Buffer) -> None:
@@ -105,7 +136,14 @@ class Space:
                 return
 
     def _answer(self, address: int, buffer: Buffer) -> None:
-        end = self._end_of(address)
+        if (end := self._awaited.end_at(address)) is not None:
+            if address not in self._asked:
+                self._asked.add(address)
+                end = min(end, (address // CLUSTER + 1) * CLUSTER)
+                start, end, theirs = next(self._missing.ranges(address, end))
+                self._wants.append((theirs, theirs + end - start))
+            return
+        end = self._left.end_at(address)
         placed = 0
         if end is None:
             with contextlib.suppress(FileNotFoundError):  # its mapping has gone, too
@@ -121,21 +159,58 @@ class Space:
 
     def fill(self, buffer: Buffer) -> None:
         """Place the next piece of what is left. Raises `Busy`, `Gone`."""
-        if not self._left:
+        piece = self._left.first(BUFFER)
+        if piece is None:
             return
-        piece = self._left[0]
-        start = piece[0]
-        end = min(piece[1], start + BUFFER)
+        start, end = piece
         self._read(self.store, buffer, start, end - start)
+        at = start
         try:
-            while (at := piece[0]) < end:
+            while at < end:
                 placed = self._place(at, end - at, buffer.address + at - start)
-                piece[0] += placed or PAGE  # that one was there
+                at += placed or PAGE  # that one was there
         finally:
-            if piece[0] > start:
-                punch_hole(self.store, start, piece[0] - start)
-            if piece[0] >= piece[1]:
-                del self._left[0]
+            if at > start:
+                punch_hole(self.store, start, at - start)
+                self._left.cut(start, at)
+
+    # --- from the source
+
+    def arrive(self, theirs: int, length: int, address: int | None) -> None:
+        """Place what has come, and is still missing: the source's pages from `theirs` on, which are
+        at `address` of our memory; None: zeros. Raises `Busy` (to be called again), `Gone`."""
+        for shift in self._shifts:
+            ours = theirs + shift
+            if ours < 0:
+                continue
+            for start, end, origin in list(self._missing.ranges(ours, ours + length)):
+                if start - origin == shift:
+                    self._settle(start, end, None if address is None else address + start - ours)
+
+    def _settle(self, start: int, end: int, address: int | None) -> None:
+        at = start
+        try:
+            while at < end:
+                if address is None:
+                    placed = self._place_zeros(at, end - at)
+                else:
+                    placed = self._place(at, end - at, address + at - start)
+                if not placed:  # it is there already, or its mapping is not
+                    userfault.wake(self.fd, at, PAGE)
+                at += placed or PAGE
+        finally:
+            if at > start:
+                self._missing.remove(start, at)
+                self._awaited.cut(start, at)
+                self._asked = {one for one in self._asked if not start <= one < at}
+
+    def _place_zeros(self, address: int, length: int) -> int:
+        while length:
+            try:
+                return userfault.zero(self.fd, address, length)
+            except FileNotFoundError:
+                length = length // 2 // PAGE * PAGE
+        return 0
 
     def _place(self, address: int, length: int, source: int) -> int:
         """Bytes placed: not beyond the end of a mapping, nor what is there already."""
@@ -154,12 +229,12 @@ class Space:
             view[done:] = bytes(length - done)
         return view
 
-    def _copy(self, buffer: Buffer) -> int:
-        """A store of its own for a child."""
+    def _child(self, fd: int, buffer: Buffer) -> Space:
+        """That of a child, with a store of its own."""
         store = os.memfd_create("streamferry-memory", os.MFD_CLOEXEC)
         for start, end in self._left:
             self._transfer(store, start, start, end - start, buffer)
-        return store
+        return Space(0, self.origin, fd, store, self._missing.copy().fd)
 
     def _transfer(self, store: int, old: int, new: int, length: int, buffer: Buffer) -> None:
         for at in range(0, length, BUFFER):
@@ -168,31 +243,35 @@ class Space:
 
     # --- ranges
 
-    def _end_of(self, address: int) -> int | None:
-        """Where what is left at this address ends; None where nothing is."""
-        at = bisect_right(self._left, address, key=lambda one: one[0]) - 1
-        return self._left[at][1] if at >= 0 and address < self._left[at][1] else None
-
-    def _cut(self, start: int, end: int) -> list[list[int]]:
-        """Take what is between two addresses out; returns it."""
-        kept: list[list[int]] = []
-        taken: list[list[int]] = []
-        for first, last in self._left:
-            low, high = max(first, start), min(last, end)
-            if low >= high:
-                kept.append([first, last])
-                continue
-            taken.append([low, high])
-            kept += [[one, other] for one, other in ((first, low), (high, last)) if one < other]
-        self._left = kept
-        return taken
+    def _drop(self, start: int, end: int) -> None:
+        """The process has given up what is in between."""
+        self._forget(start, end)
+        if self._awaited.cut(start, end):
+            self._missing.remove(start, end)
+        self._let_go(start, end)
 
     def _move(self, old: int, new: int, length: int, buffer: Buffer) -> None:
-        moved = self._cut(old, old + length)
-        self._cut(new, new + length)
-        punch_hole(self.store, new, length)
+        moved = self._left.cut(old, old + length)
+        self._forget(new, new + length)
         for first, last in moved:
             self._transfer(self.store, first, first + new - old, last - first, buffer)
-            self._left.append([first + new - old, last + new - old])
+            self._left.add(first + new - old, last + new - old)
         punch_hole(self.store, old, length)
-        self._left.sort()
+        self._awaited.cut(new, new + length)
+        self._missing.move(old, new, length)
+        for first, last in self._awaited.cut(old, old + length):
+            self._awaited.add(first + new - old, last + new - old)
+        for start, _, theirs in self._missing.ranges(new, new + length):
+            self._shifts.add(start - theirs)
+        self._let_go(old, old + length)
+        self._let_go(new, new + length)
+
+    def _forget(self, start: int, end: int) -> None:
+        self._left.cut(start, end)
+        punch_hole(self.store, start, end - start)
+
+    def _let_go(self, start: int, end: int) -> None:
+        """Whoever waits there has something else to find now."""
+        gone = {one for one in self._asked if start <= one < end}
+        self._asked -= gone
+        self._touched += gone

@@ -1,19 +1,24 @@
 """Pages of one process that have come ahead of it: a sparse file on the images' tmpfs.
 
-A page lies at its own address in the file; what was never written, or was zeros, is a hole.
+A page lies at its own address in the file; what was never written, or was zeros, is a hole. Beside
+it is what of them is still at the source (`missing`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from agent.errors import ProtocolError
 from agent.image.records import ImageTooLarge, Record
 from agent.image.store import ImagesDirectory, ImagesFull
 from agent.kernel.syscalls import punch_hole
+from agent.memory import missing
 from agent.memory.layout import LARGEST, PAGE
+from agent.memory.missing import Missing, checked_runs
 from agent.plan import checked_pid
 
 MAX_RUNS = 1 << 16  # of a record
@@ -33,7 +38,9 @@ class PageStores:
         self._directory = directory
         self._limit = limit
         self._files: dict[int, int] = {}
+        self._lists: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
+        self.owed = False  # something is missing
 
     def take(self, record: Record) -> int:
         """A record {"pid": int, "runs": [[address, pages, has data]], "data": bytes}.
@@ -45,21 +52,40 @@ class PageStores:
         if not isinstance(runs, list) or len(runs) > MAX_RUNS or not isinstance(data, bytes):
             raise ProtocolError(detail="a malformed record of pages")
         view = memoryview(data)
-        try:
-            fd = self._file(pid)
+        with self._errors():
+            fd = self._file(self._files, pid, file_name(pid))
             for run in runs:
                 view = self._run(fd, run, view)
             self._sizes[pid] = os.fstat(fd).st_blocks * _BLOCK
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                raise ImagesFull(path=str(self._directory)) from error
-            detail = error.strerror or ""  # EFBIG: ext4 has no file as large as addresses are
-            raise ImagesDirectory(path=str(self._directory), detail=detail) from error
         if view:
             raise ProtocolError(detail="a record of pages with data that belongs to none")
         if (size := sum(self._sizes.values())) > self._limit:
             raise ImageTooLarge(length=size, limit=self._limit)
         return len(data)
+
+    def owe(self, record: Record) -> None:
+        """A record {"pid": int, "runs": [[address, pages]]} of pages that come later.
+
+        Raises as `take`.
+        """
+        pid = checked_pid(record.get("pid"))
+        with self._errors():
+            store = self._file(self._files, pid, file_name(pid))
+            listed = Missing(self._file(self._lists, pid, missing.file_name(pid)))
+            for start, end in checked_runs(record.get("runs"), MAX_RUNS):
+                listed.add(start, end, start)
+                punch_hole(store, start, end - start)  # what it had there is not so any more
+                self.owed = True
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                raise ImagesFull(path=str(self._directory)) from error
+            detail = error.strerror or ""  # EFBIG: ext4 has no file as large as addresses are
+            raise ImagesDirectory(path=str(self._directory), detail=detail) from error
 
     def _run(self, fd: int, run: object, view: memoryview) -> memoryview:
         match run:
@@ -79,18 +105,18 @@ class PageStores:
             view, address, length = view[done:], address + done, length - done
         return view
 
-    def _file(self, pid: int) -> int:
-        fd = self._files.get(pid)
+    def _file(self, files: dict[int, int], pid: int, name: str) -> int:
+        fd = files.get(pid)
         if fd is None:
-            if len(self._files) >= MAX_PROCESSES:
+            if len(files) >= MAX_PROCESSES:
                 raise ProtocolError(detail="pages of too many processes")
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(self._directory / file_name(pid), flags, 0o600)
-            self._files[pid] = fd
+            fd = files[pid] = os.open(self._directory / name, flags, 0o600)
         return fd
 
     def close(self) -> None:
         """Idempotent."""
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
+        for files in (self._files, self._lists):
+            for fd in files.values():
+                os.close(fd)
+            files.clear()

@@ -18,6 +18,7 @@ from agent.plan import (
     MAX_PID,
     MAX_ROUNDS,
     MEMORY_MODES,
+    POST_COPY,
 )
 
 Command = Callable[..., Any]
@@ -47,11 +48,13 @@ _OPTIONS = [
         "--memory", "memory_mode", type=click.Choice(["auto", *MEMORY_MODES]), default="auto",
         show_default=True,
         help="How the memory goes. stop: all of it while the process stands still. pre-copy: most "
-        "of it before, round by round. auto: by its size, and what DST can do.",
+        "of it before, round by round. post-copy: what is left when it runs at DST already, which "
+        "needs SRC until all has come. auto: stop or pre-copy, by its size, and what DST can do.",
     ),
     click.option(
-        "--max-rounds", type=click.IntRange(1, MAX_ROUNDS), default=8, show_default=True,
-        metavar="N", help="Of pre-copy, before the process stands still.",
+        "--max-rounds", type=click.IntRange(0, MAX_ROUNDS), metavar="N",
+        help="Of memory that goes ahead, before the process stands still.  [default: 8; 1 before "
+        "post-copy, which may also go without]",
     ),
     click.option(
         "--images-dir", default=DEFAULT_IMAGES_DIR, show_default=True, metavar="DIR",
@@ -86,6 +89,8 @@ def make_request(given: dict[str, Any]) -> Any:
     try:
         for fault in given["faults"]:
             parse(fault)
+        if given["max_rounds"] == 0 and given["memory_mode"] != POST_COPY:
+            raise click.UsageError("--max-rounds 0 is only for --memory post-copy")
         options = Options(
             max_blackout=given["max_blackout"],
             images_dir=given["images_dir"],

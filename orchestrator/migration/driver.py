@@ -273,7 +273,7 @@ class Driver:
 
         request = self._request
         self._reporter.note("an agent did not come to its end: ending what it had begun")
-        recoverer = Recoverer(request.ssh_config)
+        recoverer = Recoverer(request.ssh_config, note=self._reporter.note)
         try:
             await recoverer.end(self._named, self._recovered)
         finally:
@@ -281,6 +281,8 @@ class Driver:
 
     def _recovered(self, report: Report) -> bool:
         """Take over what recovery has found; whether the hosts may forget it."""
+        if report.ended.waits:  # it goes on, or is tried again
+            return False
         self._reporter.note(report.sentence)
         if report.half_ended is not None:
             self._doubt(report.half_ended)

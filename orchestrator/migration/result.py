@@ -34,8 +34,9 @@ PHASES = (
     "unlock",
     "replay",
 )
-AHEAD_PHASES = ("pre_copy", "fill")  # only where memory goes ahead
+APART_PHASES = ("pre_copy", "post_copy", "fill")  # only where memory goes apart
 MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
+RUNNING = "running"  # of a destination: memory of the process is still at the source
 OVER = "over"  # of a recovery: neither host knows of it; it has ended, or never begun
 _STATUSES = {
     MIGRATED: EXIT_MIGRATED,
@@ -168,7 +169,8 @@ def source_report(value: Json) -> SourceReport:
 
 def destination_report(value: Json) -> DestinationReport:
     """Raises `ProtocolError` where it is not one; what is more than asked for is passed over."""
-    return _report(value, DestinationReport, (MIGRATED, ROLLED_BACK), "the destination's report")
+    outcomes = (MIGRATED, ROLLED_BACK, RUNNING)
+    return _report(value, DestinationReport, outcomes, "the destination's report")
 
 
 def checked(value: object, where: str) -> Json:
@@ -241,7 +243,7 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
     for report in (source, destination):
         if report is not None:
             for phase, ms in report["phases_ms"].items():
-                if phase in result["phases_ms"] or phase in AHEAD_PHASES:
+                if phase in result["phases_ms"] or phase in APART_PHASES:
                     before = result["phases_ms"].get(phase, 0.0)
                     result["phases_ms"][phase] = before + float(ms)
     if destination is not None:

@@ -15,15 +15,17 @@ from typing import Any, Protocol, TypeVar
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import ORCHESTRATOR, Faults
 from orchestrator.agent_client import AgentClient, DestinationPrepared, Facts
-from orchestrator.errors import AgentSilent, OutcomeUnknown
+from orchestrator.errors import AgentSilent, MemoryMissing, OutcomeUnknown
 from orchestrator.migration.result import (
     IN_DOUBT,
     MIGRATED,
+    RUNNING,
     DestinationReport,
     SourceReport,
     destination_report,
     source_report,
 )
+from orchestrator.relay import relay
 
 SOURCE_SIDE = 90.0  # seconds for the source's report after the destination's: it may wait for CRIU
 OTHER_SIDE = 15.0  # seconds for the second report, once the first has come
@@ -88,6 +90,9 @@ class Run:
         )
         lost = isinstance(sent, AgentError)
         taken = await self._within(theirs, SETTLING if lost else OTHER_SIDE)
+        if not isinstance(taken, AgentError) and taken["outcome"] == RUNNING:
+            facts = None if isinstance(sent, AgentError) else sent
+            return Ending(IN_DOUBT, facts, taken, self._missing())
         if isinstance(sent, AgentError):
             return self._without_source(sent, taken)
         if sent["relayed"]:
@@ -131,10 +136,7 @@ class Run:
     async def _relay(self, agent: AgentClient, other: AgentClient, data: dict[str, Any]) -> None:
         """Forward; what this waits for holds up the reading from `agent`."""
         self._relaying = True
-        if not other.gone:
-            await other.send_event("relay", data)
-        elif data.get("data"):
-            await agent.send_event("relay", {"data": b""})
+        await relay(agent, other, data)
 
     # --- reports
 
@@ -193,6 +195,10 @@ class Run:
             return error
         done = "has it" if taken["outcome"] == MIGRATED else "has undone its part"
         return self._unknown(f"{error.message}; {self._destination.host} {done}")
+
+    def _missing(self) -> MemoryMissing:
+        source, destination = self._source.host, self._destination.host
+        return MemoryMissing(pid=self._pid, source=source, destination=destination)
 
     def _unknown(self, detail: str) -> OutcomeUnknown:
         return OutcomeUnknown(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agent.fault import HANG, KILL, ORCHESTRATOR, POINTS, SWEPT
-from agent.plan import PRE_COPY
+from agent.plan import POST_COPY, PRE_COPY
 from tests.support.lab import HOSTS, SERVICE, Lab
 from tests.support.workloads import start_redis
 
@@ -18,7 +18,13 @@ _PATIENCE = 150.0  # seconds for the command to end: it waits for a source that 
 _HUNG = 15.0  # seconds until somebody loses patience with a command that hangs
 _BY_ITSELF = 8.0  # seconds for the hosts to settle after the command has ended
 _BLOB, _RATE = 4 << 20, 2 << 20
-_AHEAD = ("pre_copy", "pages", "fill")  # points that only memory sent ahead comes to
+# Points that only memory which goes apart comes to.
+_APART = {
+    **dict.fromkeys(("pre_copy", "pages", "fill"), ["--memory", PRE_COPY]),
+    **dict.fromkeys(
+        ("serve", "post_copy", "running", "missing"), ["--memory", POST_COPY, "--max-rounds", "0"]
+    ),
+}
 _CLIENTS = 4
 
 
@@ -106,8 +112,7 @@ class Sweep:
 
     def _migrate(self, cell: Cell, at: str, to: str, disturb: Disturb | None) -> None:
         options = ["--max-blackout", str(self._max_blackout), "--fault", cell.fault]
-        if cell.fault.partition("@")[0] in _AHEAD:
-            options += ["--memory", PRE_COPY]
+        options += _APART.get(cell.fault.partition("@")[0], [])
         process = self.lab.start_migrate(at, to, self.pid, *options)
         if disturb is not None:
             disturb(at, to, lambda: process.poll() is not None)

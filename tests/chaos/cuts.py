@@ -16,7 +16,7 @@ CUTS = {
     "all three": (AGENTS, (ORCHESTRATOR, SOURCE_AGENT), (ORCHESTRATOR, DESTINATION_AGENT)),
 }
 _TABLE = "chaos_cut"
-_ADDRESSES = {"src": ("10.77.0.11", "fd77::11"), "dst": ("10.77.0.12", "fd77::12")}
+ADDRESSES = {"src": ("10.77.0.11", "fd77::11"), "dst": ("10.77.0.12", "fd77::12")}
 _SSH = 22  # where only the orchestrator comes in
 
 
@@ -25,7 +25,7 @@ def _rules(host: str, other: str) -> list[str]:
     if other == ORCHESTRATOR:
         return [f"add rule inet {_TABLE} in tcp dport {_SSH} drop",
                 f"add rule inet {_TABLE} out tcp sport {_SSH} drop"]  # fmt: skip
-    v4, v6 = _ADDRESSES[other]
+    v4, v6 = ADDRESSES[other]
     return [
         f"add rule inet {_TABLE} {chain} {family} {side} {address} drop"
         for chain, side in (("in", "saddr"), ("out", "daddr"))

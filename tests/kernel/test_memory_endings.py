@@ -68,7 +68,7 @@ async def test_who_waits_for_a_page_gets_it_from_the_next(heard: bool) -> None:
             thread.begin("read", address(number), PAGE)
         until(lambda: all(look() for look in looks), "that both wait")
         if heard:
-            ((_, fd, _),) = one.paging._spaces
+            ((_, _, fd, *_),) = one.paging._spaces
             os.read(fd, 4096)
         one.kill()
         await one.all_in_place()

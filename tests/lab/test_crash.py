@@ -156,3 +156,17 @@ def test_a_destination_that_is_gone_for_good_is_declared_lost(lab: Lab, redis: i
         status, told = recovered(lab, "dst")
         assert (status, told["outcome"]) == (0, "rolled-back"), told
         goes_on(lab, client, redis, "src")
+
+
+@pytest.mark.parametrize("point", ["restored", "commit", "take_over"])
+def test_the_copy_is_killed_before_the_commit(lab: Lab, redis: int, point: str) -> None:
+    """As by the OOM killer: the source's, frozen, is as good as before."""
+    with lab.client("redis_counter.py", SERVICE, 6379, 4, 1, 0.001) as client:
+        client.line()
+        process = lab.start_migrate("src", "dst", redis, "--fault", f"{point}@destination=delay=2")
+        until(lambda: lab.state("dst", redis) == "T", 20, "the restored copy")
+        lab.run("dst", f"kill -KILL {redis}")
+        migration = lab.end_migrate(process)
+        assert (migration.status, migration.result["error"]["code"]) == (1, "copy-died")
+        assert lab.state("src", redis) in ("S", "R")
+        assert client.finish()["errors"] == []

@@ -52,10 +52,10 @@ class Worker(Nothing):
 class Paging(Nothing):
     async def ready(self) -> None: ...
 
-    async def restored(self) -> None: ...
+    async def restored(self, heard: object = None) -> None: ...
 
-    async def filled(self, left: Callable[[int], None]) -> int:
-        left(0)
+    async def filled(self, heard: Callable[[dict[str, Any]], None]) -> int:
+        heard({"left": 0})
         return 0
 
 
@@ -64,6 +64,7 @@ class Copy(Nothing):
 
     exists = False
     runs = False
+    ended = None
 
     def thaw(self) -> None:
         Copy.runs = True

@@ -77,13 +77,14 @@ class Site:
     async def filled(self, told: Callable[[int], None] | None = None) -> int:
         """As `Paging.filled`, in time; told how much is left, but for the first that it hears."""
 
-        def left(left: int) -> None:
-            self.left.append(left)
-            if told is not None:
-                told(left)
+        def heard(message: dict[str, Any]) -> None:
+            if "left" in message:
+                self.left.append(message["left"])
+                if told is not None:
+                    told(message["left"])
 
         async with asyncio.timeout(DEADLINE):
-            return await self.paging.filled(left)
+            return await self.paging.filled(heard)
 
     async def all_in_place(self) -> int:
         self.paging.fill()
@@ -131,8 +132,9 @@ async def site() -> AsyncIterator[Site]:
         try:
             yield made
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                made.resume()
+            if made.paging._process is not None:  # else it was another agent's
+                with contextlib.suppress(ProcessLookupError):
+                    made.resume()
             made.paging.end()
             made.paging.close()
             made.stores.close()

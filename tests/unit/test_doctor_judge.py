@@ -64,11 +64,14 @@ def test_every_state_of_both_tables(role: str, state: str) -> None:
     """What the protocol leaves to this host alone is cleared, and nothing else is."""
     verdicts = found(everything(seen(role, state)))
     rule = TABLES[role].states[state].found
-    asks = rule is Found.ASK
-    told = role == DESTINATION and state in ("committed", "migrated")
+    asks = rule in (Found.ASK, Found.WAIT)
+    told = role == DESTINATION and state in ("starved", "committed", "migrated")
     assert verdicts["journal"] == (RECOVER if asks or told else CLEAR)
     assert {verdicts["table"], verdicts["images"]} == {RECOVER if asks else CLEAR}
-    held = TABLES[role].states[state].copy in ("frozen", "stopped") or state == "committed"
+    held = TABLES[role].states[state].copy in ("frozen", "stopped") or state in (
+        "running",
+        "committed",
+    )
     assert verdicts.get("process") == ((RECOVER if asks else CLEAR) if held else None)
     assert verdicts["sockets"] == (HAND if rule is Found.OVER else RECOVER if asks else CLEAR)
     fenced = role == SOURCE and state in ("handed-over", "in-doubt", "committed", "migrated")

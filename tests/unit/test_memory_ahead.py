@@ -16,6 +16,7 @@ from agent.memory import ahead as module
 from agent.memory.ahead import Ahead, Round, another
 from agent.memory.reader import SPAN, Changes
 from agent.memory.store import MAX_RUNS
+from agent.plan import PRE_COPY
 from agent.source_host import SourceHost
 from tests.support.memory import PAGE, page, pages
 
@@ -222,7 +223,7 @@ async def test_the_guardian_is_told_while_a_round_takes_long(
     custody._noted = 0.0
     custody.journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
     host: Any = object.__new__(SourceHost)
-    host._plan = SimpleNamespace(max_rounds=1, memory=1 << 30)
+    host._plan = SimpleNamespace(memory_mode=PRE_COPY, max_rounds=1, memory=1 << 30)
     host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
     host._opened = SimpleNamespace(callback=lambda _: None)
     host._send_event = lambda name, data: told.append(data["done"])

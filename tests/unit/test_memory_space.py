@@ -98,7 +98,7 @@ buffer = Buffer()
 def with_pages(store: int, *runs: tuple[int, int]) -> Space:
     for first, count in runs:
         os.pwrite(store, pages(first, count), first * PAGE)
-    return Space(1, FD, store)
+    return Space(1, 1, FD, store, os.memfd_create("missing"))
 
 
 def hear(space: Space) -> list[Space]:
@@ -301,7 +301,7 @@ def test_another_goes_on_with_what_is_left(kernel: Kernel, store: int) -> None:
     kernel.say(REMAP, 2 * large, 9000, 5)
     kernel.fault(2 * large + 100)
     hear(space)
-    another = Space(1, FD, store)
+    another = Space(1, 1, FD, store, os.memfd_create("missing"))
     assert another.left == space.left == (2 * large - 10) * PAGE
     fill(another)
     assert kernel.contents(0, large) == pages(0, large)
@@ -443,7 +443,7 @@ def test_any_steps(first: set[int], taken: list[tuple[str, *tuple[int, ...]]]) -
                     kernel.fails.append(Busy())
                 case "killed", _:
                     if not space.waiting:  # those who wait try again; here nobody does
-                        space = Space(1, FD, store)
+                        space = Space(1, 1, FD, store, os.memfd_create("missing"))
                 case "remove", [start, end] if start < end:
                     kernel.say(REMOVE, start, end)
                     hear(space)

@@ -79,7 +79,7 @@ BAD: dict[str, list[Any]] = {
     "images_dir": ["", "run", "/", "/run/../etc", "/run/./x", "/run/\0x", "/" + "x" * 4000, 5],
     "max_blackout": [0, -1, 1e9, float("nan"), float("inf"), "10", True, None],
     "memory_mode": ["", "auto", "Stop", "pre_copy", "pre-copy\n", b"stop", None, 1, ["stop"]],
-    "max_rounds": [0, -1, MAX_ROUNDS + 1, 1.0, "8", True, None],
+    "max_rounds": [-1, MAX_ROUNDS + 1, 1.0, "8", True, None],
     "replay": [1, None],
     "boundary": ["", 0],
     "link_hosts": [None, [""], [5], ["x" * 300], ["a\nb"], "10.0.0.1", ["h"] * 100],

@@ -279,7 +279,7 @@ def test_how_the_memory_goes(
     assert (plan.memory_mode, plan.max_rounds) == (mode, 5)
 
 
-@pytest.mark.parametrize("over", [{"memory_mode": "post-copy"}, {"max_rounds": 0}])
+@pytest.mark.parametrize("over", [{"memory_mode": "mid-copy"}, {"max_rounds": -1}])
 def test_a_plan_that_an_agent_would_refuse_is_none(over: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         Case(options=Options(**over)).judge()

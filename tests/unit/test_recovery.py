@@ -16,6 +16,7 @@ from agent.recovery import RecoveryIncomplete, forget, settle, settle_when_free
 
 ID = "20261124-120000-abcdef"
 GO_ON = ["take_back_addresses", "unlock", "release", "thaw"]
+END_HERE = ["end_copy", "give_addresses", "unlock"]
 LEAVE_NOTHING = ["kill", "drop_addresses", "unlock"]
 
 
@@ -59,12 +60,12 @@ CASES: list[tuple[str, str, str | None, list[str], str, bool]] = [
     *[(SOURCE, state, None, [*GO_ON, "wipe"], "rolled-back", False)
       for state in ("ready", "linked", "locked", "frozen", "shipped", "rolling-back")],
     *[(SOURCE, state, None, [], state, True) for state in ("handed-over", "in-doubt")],
-    *[(SOURCE, state, "committed", ["end_copy", "unlock", "wipe"], "migrated", False)
+    *[(SOURCE, state, "committed", [*END_HERE, "wipe"], "migrated", False)
       for state in ("handed-over", "in-doubt")],
     *[(SOURCE, state, "failed", [*GO_ON, "wipe"], "rolled-back", False)
       for state in ("handed-over", "in-doubt")],
     (SOURCE, "handed-over", "nonsense", [], "handed-over", True),
-    (SOURCE, "committed", None, ["end_copy", "unlock", "wipe"], "migrated", False),
+    (SOURCE, "committed", None, [*END_HERE, "wipe"], "migrated", False),
     (SOURCE, "migrated", None, ["wipe"], "migrated", False),
     (SOURCE, "rolled-back", None, ["wipe"], "rolled-back", False),
     *[(DESTINATION, state, None, [*LEAVE_NOTHING, "wipe"], "rolled-back", False)
@@ -211,7 +212,10 @@ def test_an_agent_that_died_before_its_first_line_has_done_nothing(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("role", "found", "failing", "done"),
-    [(SOURCE, "committed", "end_copy", []), (DESTINATION, "restored", "kill", ["drop_addresses"])],
+    [
+        (SOURCE, "committed", "end_copy", ["give_addresses"]),
+        (DESTINATION, "restored", "kill", ["drop_addresses"]),
+    ],
 )
 def test_a_copy_that_could_not_be_ended_stays_locked(
     tmp_path: Path, role: str, found: str, failing: str, done: list[str]

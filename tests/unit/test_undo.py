@@ -54,7 +54,7 @@ def test_every_move_that_ends_a_copy_does_so_before_it_unlocks() -> None:
         move.do
         for table in (SOURCE_TABLE, DESTINATION_TABLE)
         for move in table.moves.values()
-        if not all(may_follow("unlock", [action]) for action in move.do)
+        if "unlock" in move.do and not all(may_follow("unlock", [action]) for action in move.do)
     ]
     assert ending
     for actions in ending:

@@ -102,7 +102,7 @@ async def tell(*said: Record | bytes, gone: bool = True) -> Outcome:
                     server.say_bytes(one)
                 else:
                     server.say(one)
-                for _ in range(3):
+                for _ in range(12):
                     await asyncio.sleep(0)
             if gone:
                 server.hang_up()
