@@ -20,7 +20,7 @@ from agent.image.streams import stream_records
 from agent.kernel import proc, uapi
 from agent.kernel.nflog import PacketLog
 from agent.link import Link
-from agent.memory.ahead import Ahead, another
+from agent.memory.ahead import Ahead, another, check_last
 from agent.memory.serving import Serving
 from agent.netlock import apply, render
 from agent.netlock.apply import LockError
@@ -93,6 +93,8 @@ class SourceHost(Host):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
             gets_on()
+        if not later:
+            check_last(ahead.rounds, self._plan.max_blackout)
 
     def inventory(self) -> dict[str, Any]:
         """The connections of now: {"connections": [[family, local, ...]], "families": [AF_*]}"""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from agent.errors import AgentError
 from agent.image.records import CHUNK
 from agent.link import Link
 from agent.memory.layout import PAGE
@@ -43,6 +44,29 @@ def another(rounds: Sequence[Round], most: int) -> bool:
     if len(rounds) >= most or rounds[-1].bytes <= _SMALL:
         return False
     return len(rounds) < 2 or rounds[-1].bytes <= rounds[-2].bytes * _SHRINKS
+
+
+class DirtiesTooFast(AgentError):
+    code = "dirties-too-fast"
+    template = (
+        "the process changes its memory faster than the link takes it: {mib} MiB in a round, which "
+        "would stand still for {seconds} s, longer than {limit} s"
+    )
+    hint_template = (
+        "Have it follow (--memory post-copy), allow more (--max-blackout), or come back when the "
+        "process is less busy. Nothing was frozen."
+    )
+
+
+def check_last(rounds: Sequence[Round], limit: float) -> None:
+    """Whether a round as long as the last still fits into a blackout of `limit` seconds.
+
+    Raises `DirtiesTooFast`. Of one round nothing is known yet: it was all of the memory.
+    """
+    if len(rounds) > 1 and rounds[-1].ms > limit * 1000:
+        last = rounds[-1]
+        seconds = f"{last.ms / 1000:.1f}"
+        raise DirtiesTooFast(mib=last.bytes >> 20, seconds=seconds, limit=limit)
 
 
 class Ahead:

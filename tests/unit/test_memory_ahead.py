@@ -13,7 +13,7 @@ from agent import source
 from agent.custody import Custody
 from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
 from agent.memory import ahead as module
-from agent.memory.ahead import Ahead, Round, another
+from agent.memory.ahead import Ahead, DirtiesTooFast, Round, another, check_last
 from agent.memory.reader import SPAN, Changes
 from agent.memory.store import MAX_RUNS
 from agent.plan import PRE_COPY
@@ -206,6 +206,16 @@ async def test_what_may_not_be_read_is_no_end_of_a_process(link: FakeLink) -> No
         await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
 
 
+def test_what_would_stand_still_for_too_long_is_not_frozen() -> None:
+    all_of_it, fits, not_so = Round(800 << 20, 9000.0), Round(50 << 20, 999.0), Round(1, 1001.0)
+    for rounds in ([], [all_of_it], [all_of_it, fits], [all_of_it, not_so, fits]):
+        check_last(rounds, 1.0)
+    with pytest.raises(DirtiesTooFast) as raised:
+        check_last([all_of_it, fits, Round(700 << 20, 8123.0)], 1.0)
+    assert "700 MiB" in raised.value.message and "8.1 s" in raised.value.message
+    assert "post-copy" in raised.value.hint
+
+
 async def test_the_guardian_is_told_while_a_round_takes_long(
     link: FakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +233,7 @@ async def test_the_guardian_is_told_while_a_round_takes_long(
     custody._noted = 0.0
     custody.journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
     host: Any = object.__new__(SourceHost)
-    host._plan = SimpleNamespace(memory_mode=PRE_COPY, max_rounds=1, memory=1 << 30)
+    host._plan = SimpleNamespace(memory_mode=PRE_COPY, max_rounds=1, max_blackout=9, memory=1 << 30)
     host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
     host._opened = SimpleNamespace(callback=lambda _: None)
     host._send_event = lambda name, data: told.append(data["done"])
