@@ -1,0 +1,86 @@
+"""One end of a link, as `tests.bench.shipping` runs it in a host of the lab.
+
+`shipping_end.py destination` reads the source's key, prints where it listens, and takes records
+until the last. `shipping_end.py source BYTES` prints its key, reads where to connect, and sends
+incompressible memory. Each prints {"seconds", "cpu"} in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from agent.image.records import CHUNK
+from agent.kernel.memory import keep_freed_memory
+from agent.link import Link, LinkClient, LinkServer, where
+
+_MEMORY = 256 << 20  # bytes that are sent over and over: more than any cache holds
+
+
+def say(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+async def heard() -> dict[str, Any]:
+    line = await asyncio.to_thread(sys.stdin.readline)
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+class Watch:
+    """Time and CPU time of this process from here on."""
+
+    def __init__(self) -> None:
+        self._begin, self._cpu = time.monotonic(), time.process_time()
+
+    def report(self) -> dict[str, float]:
+        return {
+            "seconds": time.monotonic() - self._begin,
+            "cpu": time.process_time() - self._cpu,
+        }
+
+
+async def destination(address: str) -> None:
+    link = Link(lambda: "ship")
+    server = LinkServer(link, (await heard())["public_key"])
+    say(await server.listen(address))
+    await link.opened.wait()
+    watch = Watch()
+    while (await link.receive())["kind"] != "end":
+        pass
+    link.send({"kind": "prepared"})
+    say(watch.report())
+    await link.lost.wait()
+
+
+async def source(total: int) -> None:
+    link = Link(lambda: "ship")
+    client = LinkClient(link)
+    memory = memoryview(os.urandom(_MEMORY))
+    say({"public_key": client.public_key})
+    assert await client.connect(*where(await heard()))
+    await link.opened.wait()
+    watch = Watch()
+    for number in range(total // CHUNK):
+        at = number * CHUNK % _MEMORY
+        data = b"".join([memory[at : at + CHUNK]])  # as `agent.memory.ahead` has it
+        runs = [[at, CHUNK // 4096, 1]]
+        link.send({"kind": "pages", "pid": 1, "runs": runs, "data": data})
+        await link.drain()
+    link.send({"kind": "end"})
+    await link.receive()
+    say(watch.report())
+    client.close()
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    if sys.argv[1] == "source":
+        asyncio.run(source(int(sys.argv[2])))
+    else:
+        asyncio.run(destination(sys.argv[2]))
