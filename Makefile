@@ -42,6 +42,7 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.streams
 	$(PYTHON) -m tests.bench.criu
 	$(PYTHON) -m tests.bench.throughput
+	$(PYTHON) -m tests.bench.shipping
 
 chaos: venv lab ## every fault point and action, cuts, restarts: a table, and results/chaos.json
 	@mkdir -p results

@@ -32,7 +32,8 @@ from agent.image.records import Record
 from agent.image.store import ImagesFull
 from agent.image.streams import StreamCollector
 from agent.journal import JournalError
-from agent.link import Link, LinkServer, Relay, reached_address
+from agent.link import Link, Relay, reached_address
+from agent.login import LinkServer
 from agent.memory.filling import Filling
 from agent.phases import Phases
 from agent.plan import Plan

@@ -15,7 +15,8 @@ from typing import Any
 from agent.conversation import Conversation
 from agent.errors import EXIT_IN_DOUBT, AgentError, PeerLost
 from agent.journal import Journal, checked_name
-from agent.link import Link, LinkClient, LinkServer, Relay, reached_address, where
+from agent.link import Link, Relay, reached_address
+from agent.login import LinkClient, LinkServer, where
 from agent.memory.filling import Filling
 from agent.memory.paging import Paging
 from agent.memory.serving import Serving

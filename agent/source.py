@@ -33,7 +33,8 @@ from agent.errors import (
 from agent.fault import LINK, Faults
 from agent.image.records import Record
 from agent.journal import JournalError
-from agent.link import Link, LinkClient, Relay, where
+from agent.link import Link, Relay
+from agent.login import LinkClient, where
 from agent.phases import Phases
 from agent.plan import POST_COPY, STOP, Plan
 from agent.protocol import SOURCE

@@ -1,33 +1,33 @@
-"""The image as it travels: a sequence of numbered, digested records. Sans-I/O.
+"""The image as it travels: a sequence of numbered, sealed records. Sans-I/O.
 
 A record is a header and a msgpack map:
 
-    magic "SF" | version u8 | 0 u8 | sequence u32 | length u32 | digest 16 bytes | body
+    magic "SF" | version u8 | 0 u8 | sequence u32 | length u32 | seal 16 bytes | body
 
-The digest is SHA-256, cut to 128 bits, over the first twelve bytes and the body. A gap in the
-sequence, a wrong digest, a length over the limit or another version each raise their own error
-before anything is done with the body. docs/image-format.md lists the kinds of record.
+The seal is over the first twelve bytes and the body, see `agent.image.seal`. A gap in the sequence,
+a wrong seal, a length over the limit or another version each raise their own error before anything
+is done with the body. docs/image-format.md lists the kinds of record.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any
 
 import msgpack
 
 from agent.errors import AgentError
+from agent.image.seal import SEAL_SIZE, Digest, Seal
 
-IMAGE_VERSION = 2  # of the records and what they carry, which has the fields of a Stream
+IMAGE_VERSION = 3  # of the records and what they carry, which has the fields of a Stream
 MAX_BODY = 8 << 20
 CHUNK = 1 << 20  # of file data in one record
 
 _MAGIC = b"SF"
 _HEADER = struct.Struct("!2sBBII")
-_DIGEST_SIZE = 16
-HEADER_SIZE = _HEADER.size + _DIGEST_SIZE
+HEADER_SIZE = _HEADER.size + SEAL_SIZE
+_AT_ONCE = 64 << 10  # bytes to receive while it is not known how long the record is
 
 Record = dict[str, Any]
 
@@ -57,41 +57,81 @@ class ImageVersionDiffers(AgentError):
 
 
 class RecordEncoder:
-    """Numbers and digests records."""
+    """Numbers and seals records."""
 
-    def __init__(self) -> None:
+    def __init__(self, seal: Seal | None = None) -> None:
+        self._seal = seal or Digest()
         self._sequence = 0
 
-    def encode(self, record: Record) -> tuple[bytes, bytes]:
+    def encode(self, record: Record) -> tuple[bytes, bytes | memoryview]:
         """Header and body, apart so that a large body is not copied once more."""
         body: bytes = msgpack.packb(record, use_bin_type=True)
         if len(body) > MAX_BODY:
             raise ImageTooLarge(length=len(body), limit=MAX_BODY)
         start = _HEADER.pack(_MAGIC, IMAGE_VERSION, 0, self._sequence, len(body))
+        seal, sealed = self._seal.close(start, self._sequence, body)
         self._sequence += 1
-        return start + _digest(start, body), body
+        return start + seal, sealed
 
 
 class RecordDecoder:
-    """Turns received bytes into records, whatever the boundaries they arrive with."""
+    """Turns received bytes into records, whatever the boundaries they arrive with.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._needed = HEADER_SIZE
+    Bytes are received into `room()`, so that those of a large body are not copied: what is said to
+    be there by `took` is read from there.
+    """
+
+    def __init__(self, seal: Seal | None = None) -> None:
+        self._seal = seal or Digest()
+        self._buffer = bytearray(_AT_ONCE)
+        self._begin = self._end = 0  # of what is received and not decoded
+        self._needed = HEADER_SIZE  # bytes from the beginning on
         self._sequence = 0
+        self._failure: AgentError | None = None
+
+    def room(self) -> memoryview:
+        """Where the next bytes go, at least one."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        most = max(self._begin + self._needed, _AT_ONCE)
+        if most > len(self._buffer):
+            received = self._buffer[self._begin : self._end]
+            # Another one, of no other size if that will do: somebody may still hold a view of this.
+            self._buffer = bytearray(max(len(self._buffer), self._needed))
+            self._buffer[: len(received)] = received
+            self._begin, self._end, most = 0, len(received), max(self._needed, _AT_ONCE)
+        return memoryview(self._buffer)[self._end : most]
+
+    def took(self, size: int) -> Iterator[Record]:
+        """Yield the records that `size` more bytes complete; raises one of the errors above."""
+        self._end += size
+        if self._failure is not None:
+            raise self._failure
+        try:
+            while self._end - self._begin >= self._needed:
+                record = self._next()
+                if record is not None:
+                    yield record
+        except AgentError as error:
+            self._failure = error
+            raise
 
     def feed(self, data: bytes) -> Iterator[Record]:
-        """Yield the records that `data` completes; raises one of the errors above."""
-        self._buffer += data
-        while len(self._buffer) >= self._needed:
-            record = self._next()
-            if record is not None:
-                yield record
+        """The same, of bytes that were received elsewhere."""
+        yield from self.took(0)
+        view = memoryview(data)
+        while view:
+            room = self.room()
+            size = min(len(room), len(view))
+            room[:size] = view[:size]
+            yield from self.took(size)
+            view = view[size:]
 
     def _next(self) -> Record | None:
-        magic, version, _, sequence, length = _HEADER.unpack_from(self._buffer)
+        view = memoryview(self._buffer)[self._begin : self._end]
+        magic, version, _, sequence, length = _HEADER.unpack_from(view)
         if magic != _MAGIC:
-            raise ImageError(detail=f"a record begins with {bytes(self._buffer[:8])!r}")
+            raise ImageError(detail=f"a record begins with {bytes(view[:8])!r}")
         if version != IMAGE_VERSION:
             raise ImageVersionDiffers(theirs=version, ours=IMAGE_VERSION)
         if length > MAX_BODY:
@@ -99,32 +139,27 @@ class RecordDecoder:
         if sequence != self._sequence:
             raise ImageError(detail=f"record {sequence} came where {self._sequence} was due")
         self._needed = HEADER_SIZE + length
-        if len(self._buffer) < self._needed:
+        if len(view) < self._needed:
             return None
-        with memoryview(self._buffer) as view:
-            body = view[HEADER_SIZE : self._needed]
-            if _digest(view[: _HEADER.size], body) != view[_HEADER.size : HEADER_SIZE]:
-                body.release()
-                raise ImageError(detail=f"record {sequence} does not match its digest")
-            try:
-                record = _decode(body, sequence)
-            finally:
-                body.release()
-        del self._buffer[: self._needed]
+        body = self._seal.open(
+            view[: _HEADER.size],
+            sequence,
+            view[_HEADER.size : HEADER_SIZE],
+            view[HEADER_SIZE : self._needed],
+        )
+        if body is None:
+            raise ImageError(detail=f"record {sequence} does not match its digest")
+        record = _decode(body, sequence)
+        self._begin += self._needed
         self._needed = HEADER_SIZE
         self._sequence += 1
         return record
 
     def end(self) -> None:
         """The input is over. Raises `ImageTruncated` where it ended inside a record."""
-        if self._buffer:
-            raise ImageTruncated(detail=f"{len(self._buffer)} bytes of record {self._sequence}")
-
-
-def _digest(start: bytes | memoryview, body: bytes | memoryview) -> bytes:
-    digest = sha256(start)
-    digest.update(body)
-    return digest.digest()[:_DIGEST_SIZE]
+        if self._begin < self._end:
+            left = self._end - self._begin
+            raise ImageTruncated(detail=f"{left} bytes of record {self._sequence}")
 
 
 def _decode(body: memoryview, sequence: int) -> Record:

@@ -16,7 +16,8 @@ from typing import Any
 
 from agent.image.records import CHUNK
 from agent.kernel.memory import keep_freed_memory
-from agent.link import Link, LinkClient, LinkServer, where
+from agent.link import Link
+from agent.login import LinkClient, LinkServer, where
 
 _MEMORY = 256 << 20  # bytes that are sent over and over: more than any cache holds
 

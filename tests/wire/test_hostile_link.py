@@ -15,9 +15,11 @@ import asyncssh
 import pytest
 
 from agent import link as module
+from agent import login
 from agent.errors import PeerLost, ProtocolError
 from agent.kernel import proc
-from agent.link import MAX_STRANGERS, USER, Link, LinkClient, LinkServer, Relay, where
+from agent.link import Link, Relay
+from agent.login import MAX_STRANGERS, USER, LinkClient, LinkServer, where
 from tests.support import hostile
 from tests.support.polling import DEADLINE, settled, until
 
@@ -81,7 +83,7 @@ async def port(key: asyncssh.SSHKey | None = None) -> AsyncIterator[Port]:
             sock.close()
         if one.link.opened.is_set():
             one.link.close()
-            await settled(one.link.lost)
+            await settled(one.link.over)
 
 
 async def ended(sock: socket.socket) -> None:
@@ -102,13 +104,12 @@ async def test_a_thousand_connections_are_a_few_and_the_source_still_comes_in() 
         await until(lambda: one.connections <= MAX_STRANGERS)
         async with await one.legitimate() as connection:
             await connection.create_session(asyncssh.SSHClientSession, encoding=None)
-            await settled(one.link.opened)
             await until(lambda: one.connections == 1)  # the others are gone
             assert not one.listens
 
 
 async def test_who_does_not_log_in_is_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGIN_TIMEOUT", 0.2)
+    monkeypatch.setattr(login, "LOGIN_TIMEOUT", 0.2)
     async with port() as one:
         silent, slow = await one.stranger(), await one.stranger()
         await asyncio.get_running_loop().sock_sendall(slow, b"SSH-2.0-slow\r\n")
@@ -122,7 +123,7 @@ async def test_who_does_not_log_in_is_shut_out(monkeypatch: pytest.MonkeyPatch) 
 async def test_who_speaks_something_else_is_shut_out(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOGIN_TIMEOUT", 0.2)
+    monkeypatch.setattr(login, "LOGIN_TIMEOUT", 0.2)
     async with port() as one:
         sock = await one.stranger()
         await asyncio.get_running_loop().sock_sendall(sock, said)
@@ -136,7 +137,6 @@ async def test_a_login_that_takes_its_time_is_shut_out_when_the_source_is_in() -
         waiting = await one.stranger()
         async with await one.legitimate() as first, await one.legitimate() as second:
             await first.create_session(asyncssh.SSHClientSession, encoding=None)
-            await settled(one.link.opened)
             await ended(waiting)
             with pytest.raises((asyncssh.Error, OSError)):
                 await second.create_session(asyncssh.SSHClientSession, encoding=None)
@@ -199,7 +199,7 @@ async def test_an_environment_changes_nothing() -> None:
             before = dict(os.environ)
             env = {"PATH": "/tmp", "LD_PRELOAD": "/tmp/x.so"}
             await connection.create_session(asyncssh.SSHClientSession, encoding=None, env=env)
-            await settled(one.link.opened)
+            await until(lambda: not one.listens)
             assert dict(os.environ) == before
 
 
@@ -247,7 +247,8 @@ async def test_a_session_that_is_replayed_is_refused(same_key: bool) -> None:
         async with asyncio.timeout(DEADLINE):
             assert (await first.link.receive())["kind"] == "handover"
         client.close()
-        await settled(client._link.lost)
+        first.link.close()
+        await settled(client._link.over)
         proxy.close()
     assert len(recorder.recorded) > 1000
     async with port(client._key if same_key else None) as second:
@@ -300,14 +301,15 @@ def test_what_cannot_be_relayed(data: dict[str, Any]) -> None:
 
 
 async def test_nothing_is_relayed_beside_the_link() -> None:
-    async with port() as one:
-        async with await one.legitimate() as connection:
-            await connection.create_session(asyncssh.SSHClientSession, encoding=None)
-            await settled(one.link.opened)
-            relay = Relay(one.link, lambda name, more: None)
-            with pytest.raises(ProtocolError):
-                relay.event({"data": b"SF"})
-            assert not one.link.lost.is_set()
+    client = LinkClient(Link(lambda: "ship"))
+    async with port(client._key) as one:
+        assert await client.connect(["127.0.0.1"], one.number, one.told["host_key"])
+        await settled(one.link.opened)
+        relay = Relay(one.link, lambda name, more: None)
+        with pytest.raises(ProtocolError):
+            relay.event({"data": b"SF"})
+        assert not one.link.lost.is_set()
+        client.close()
 
 
 async def test_what_is_relayed_and_not_taken_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from agent.errors import PeerLost
 from agent.image.records import CHUNK, ImageTruncated
-from agent.link import Link, LinkClient, LinkServer, Relay
+from agent.link import Link, Relay
+from agent.login import LinkClient, LinkServer
 from orchestrator.migration.result import Json
 from tests.support.polling import DEADLINE, settled
 from tests.wire.scripted_agent import ScriptedAgent, destination_report, source_report
@@ -58,7 +59,8 @@ async def links() -> AsyncIterator[tuple[Link, Link]]:
     await settled(source.opened, destination.opened)
     yield source, destination
     client.close()
-    await settled(source.lost, destination.lost)
+    destination.close()
+    await settled(source.over, destination.over)
 
 
 async def test_both_ways_at_once(links: tuple[Link, Link]) -> None:
