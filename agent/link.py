@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from typing import Any
 
 from agent.errors import AgentError, PeerLost, ProtocolError, shown
 from agent.fault import CORRUPT, CUT, HANG, damage, seconds_of
-from agent.image.records import Record, RecordDecoder, RecordEncoder
+from agent.image.records import MAX_BODY, Record, RecordDecoder, RecordEncoder
 from agent.image.seal import Seal
 
 _HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
 _RELAY_CHUNK = 1 << 20
 _JOIN = 64 << 10
-_MOST_RELAYED = 256 << 20  # bytes of records, as the orchestrator cannot be held up
+_RELAYED = 16 << 20  # bytes on their way through the orchestrator, which cannot be held up
+_MOST_RELAYED = _RELAYED + 2 * MAX_BODY  # what is sent before there is a pause goes beyond it
 _DISCARDED = 64 << 10
 ALIVE = "alive"  # a record that says nothing else
 
@@ -47,7 +49,8 @@ class Link:
         self._write: Write | None = None
         self._close: Callable[[], None] | None = None
         self._end_output: Callable[[], None] = self.close
-        self._pause: Callable[[bool], None] | None = None
+        self._pause: Callable[[bool], None] = _nothing
+        self._claimed: Callable[[int], None] = _nothing
         self.opened = asyncio.Event()
         self.lost = asyncio.Event()  # nothing more will come than what is queued
         self.over = asyncio.Event()  # the transport has gone
@@ -133,7 +136,8 @@ class Link:
             await self._arrived.wait()
         record, size = self._records.popleft()
         self._waiting -= size
-        if self._pause is not None and self._waiting < _HIGH_WATER // 2:
+        self._claimed(size)
+        if self._waiting < _HIGH_WATER // 2:
             self._pause(False)
         return record
 
@@ -156,8 +160,11 @@ class Link:
         close: Callable[[], None],
         pause: Callable[[bool], None] | None = None,
         end_output: Callable[[], None] | None = None,
+        claimed: Callable[[int], None] | None = None,
     ) -> None:
-        self._write, self._close, self._pause = write, close, pause
+        """`pause`: whether nothing is to be received; `claimed`: so many bytes were taken."""
+        self._write, self._close = write, close
+        self._pause, self._claimed = pause or _nothing, claimed or _nothing
         self._end_output = end_output or self.close
         self.opened.set()
 
@@ -191,9 +198,8 @@ class Link:
                 self._unclaimed = 0
         except AgentError as error:
             self._failed(error)
-        if self._pause is None:
-            if self._waiting > _MOST_RELAYED:
-                self._failed(ProtocolError(detail="more is relayed than can be taken"))
+        if self.relayed and self._waiting > _MOST_RELAYED:
+            self._failed(ProtocolError(detail="more is relayed than can be taken"))
         elif self._waiting > _HIGH_WATER:
             self._pause(True)
 
@@ -233,26 +239,55 @@ class Link:
         self._writable.set()
 
 
+def _nothing(_: object) -> None:
+    """There is no transport that wants to know."""
+
+
 class Relay:
-    """Carries a link as events of the control channel."""
+    """Carries a link as events of the control channel.
+
+    The events are {"data": bytes}, none of them for the end, and {"taken": int}: of the bytes that
+    were sent so many were taken, and as many more may follow.
+    """
 
     def __init__(self, link: Link, send_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._link = link
         self._send_event = send_event
+        self._sent = 0  # bytes that the other end has not taken
+        self._taken = 0  # bytes that it was not told of
 
     def open(self) -> None:
         self._link.relayed = True
-        self._link.attach(self._write, lambda: self._send_event("relay", {"data": b""}))
+        end = {"data": b""}
+        close = functools.partial(self._send_event, "relay", end)
+        self._link.attach(self._write, close, claimed=self._claimed)
 
     def _write(self, data: bytes | memoryview) -> None:
         for start in range(0, len(data), _RELAY_CHUNK):
             self._send_event("relay", {"data": bytes(data[start : start + _RELAY_CHUNK])})
+        self._sent += len(data)
+        if self._sent > _RELAYED:
+            self._link.writable(False)
+
+    def _claimed(self, size: int) -> None:
+        self._taken += size
+        if self._taken > _RELAYED // 4:
+            self._send_event("relay", {"taken": self._taken})
+            self._taken = 0
 
     def event(self, data: dict[str, Any]) -> None:
         """A "relay" event has come from the orchestrator. Raises `ProtocolError`."""
-        piece = data.get("data")
-        if not isinstance(piece, bytes):
-            raise ProtocolError(detail=f"{shown(piece)} was to be relayed")
+        match data:
+            case {"data": bytes(piece)}:
+                self._received(piece)
+            case {"taken": int(size)} if 0 < size <= self._sent:
+                self._sent -= size
+                if self._sent <= _RELAYED // 2:
+                    self._link.writable(True)
+            case _:
+                raise ProtocolError(detail=f"{shown(data)} was to be relayed")
+
+    def _received(self, piece: bytes) -> None:
         if not self._link.opened.is_set():
             self.open()
         if not self._link.relayed:

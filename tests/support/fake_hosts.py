@@ -146,7 +146,7 @@ class FakeServer:
         self.relay = handler
 
     def send_event(self, name: str, data: Json) -> None:
-        if name == "relay":
+        if name == "relay" and "data" in data:
             self._loop.call_soon(self._hear, data["data"])
 
     def _hear(self, data: bytes) -> None:

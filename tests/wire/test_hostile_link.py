@@ -293,7 +293,11 @@ async def test_strange_places_and_keys_to_connect_to() -> None:
             LinkServer(Link(lambda: "check"), key)
 
 
-@pytest.mark.parametrize("data", [{}, {"data": None}, {"data": "x"}, {"data": 5}, {"x": b""}])
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"data": None}, {"data": "x"}, {"data": 5}, {"x": b""}, {"taken": 1}, {"taken": 0},
+     {"taken": -1}, {"taken": "1"}, {"taken": 1 << 70}],
+)  # fmt: skip
 def test_what_cannot_be_relayed(data: dict[str, Any]) -> None:
     relay = Relay(Link(lambda: "ship"), lambda name, more: None)
     with pytest.raises(ProtocolError):

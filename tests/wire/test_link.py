@@ -278,7 +278,7 @@ class Cable:
     def _carry(self, side: int) -> Callable[[str, dict[str, Any]], None]:
         def carry(name: str, data: dict[str, Any]) -> None:
             assert name == "relay"
-            self.events.append((side, len(data["data"])))
+            self.events.append((side, len(data.get("data", b""))))
             asyncio.get_running_loop().call_soon(lambda: self.relays[1 - side].event(data))
 
         return carry
@@ -298,6 +298,32 @@ async def test_relayed_records_both_ways() -> None:
     assert await take(source, 1) == [{"kind": "pong"}]
     assert source.relayed and destination.relayed
     assert max(size for _, size in cable.events) <= 1 << 20  # each has to fit in a frame
+
+
+async def test_relayed_a_receiver_that_is_slow_holds_up_the_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    window, number = 4 << 20, 64
+    monkeypatch.setattr(link_module, "_RELAYED", window)
+    cable = Cable()
+    source, destination = cable.links
+    cable.relays[0].open()
+    sent = 0
+
+    async def send_all() -> None:
+        nonlocal sent
+        for index in range(number):
+            source.send(page(index, 1 << 20))
+            sent += 1
+            await source.drain()
+
+    sending = asyncio.create_task(send_all())
+    for taken in range(number):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (sent - taken) << 20 <= window + (2 << 20)
+        assert await take(destination, 1) == [page(taken, 1 << 20)]
+    await sending
 
 
 async def test_a_relayed_link_ends_with_an_empty_event() -> None:
