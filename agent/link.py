@@ -62,8 +62,8 @@ class Link:
 
     # --- for the two drivers
 
-    def send(self, record: Record) -> None:
-        """Queue a record. Raises `PeerLost` when the link is gone."""
+    def send(self, record: Record) -> int:
+        """Queue a record; returns the bytes it is as it travels. Raises `PeerLost`."""
         if self._gone is not None:
             raise self._gone
         if self.faults:
@@ -77,7 +77,7 @@ class Link:
             if len(body) < whole:
                 self._write(header + body)
                 self._end_output()
-                return
+                return len(header) + len(body)
         try:
             if len(body) < _JOIN:  # one write, one packet
                 self._write(header + bytes(body))
@@ -87,6 +87,7 @@ class Link:
         except OSError as error:  # the channel is closed, or half of it
             self._gone = self._lost(str(error))
             raise self._gone from error
+        return len(header) + len(body)
 
     def spoil(self, action: str) -> None:
         """Have the next record damaged, as `agent.fault` names it."""

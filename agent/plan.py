@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+from agent.bandwidth import MAX_RATE, MIN_RATE
 from agent.errors import ProtocolError, shown
 
 ID_PATTERN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
@@ -82,6 +83,7 @@ class Plan:
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     memory_mode: str = STOP  # one of MEMORY_MODES
     max_rounds: int = 8  # of memory that goes ahead, before the process stands still
+    bandwidth: int = 0  # bytes a second of what goes ahead of the freeze; 0: no limit
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent
     missing_options: bool = False  # socket options that the destination lacks are left out
@@ -114,6 +116,7 @@ class Plan:
             max_blackout=_seconds(values["max_blackout"], "max_blackout"),
             memory_mode=_one_of(values["memory_mode"], MEMORY_MODES, "memory_mode"),
             max_rounds=_integer(values["max_rounds"], 0, MAX_ROUNDS, "max_rounds"),
+            bandwidth=_bandwidth(values["bandwidth"], "bandwidth"),
             replay=_boolean(values["replay"], "replay"),
             boundary=_boolean(values["boundary"], "boundary"),
             missing_options=_boolean(values["missing_options"], "missing_options"),
@@ -178,6 +181,11 @@ def _integer(value: object, low: int, high: int, where: str) -> int:
     if not low <= value <= high:
         raise _malformed(where, f"{value} is not between {low} and {high}")
     return value
+
+
+def _bandwidth(value: object, where: str) -> int:
+    rate = _integer(value, 0, MAX_RATE, where)
+    return rate and _integer(rate, MIN_RATE, MAX_RATE, where)
 
 
 def _pid(value: object, where: str) -> int:

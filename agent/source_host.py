@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.address import AddressError
+from agent.bandwidth import Bandwidth
 from agent.criu.worker import CriuWorker
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import Faults
@@ -87,7 +88,8 @@ class SourceHost(Host):
             gets_on()
 
         later = self._plan.memory_mode == POST_COPY
-        self._ahead = ahead = Ahead(link, progress, tracked=later)
+        bandwidth = Bandwidth(self._plan.bandwidth)
+        self._ahead = ahead = Ahead(link, progress, bandwidth, tracked=later)
         self._opened.callback(ahead.close)
         while another(ahead.rounds, self._plan.max_rounds):
             self._tree.refresh()

@@ -53,6 +53,7 @@ class Options:
     address: tuple[str, ...] = ()  # service addresses that no socket shows
     memory_mode: str = AUTO  # or one of MEMORY_MODES
     max_rounds: int | None = None  # of what goes ahead; None: as many as suit the mode
+    bandwidth: int = 0  # bytes a second of what goes ahead of the freeze; 0: no limit
     replay: bool = True
     boundary: bool = True
     missing_options: bool = False  # go without socket options that the destination lacks
@@ -156,6 +157,7 @@ class _Judge:
             max_blackout=options.max_blackout,
             memory_mode=mode,
             max_rounds=_ROUNDS.get(mode, 0) if rounds is None else rounds,
+            bandwidth=options.bandwidth,
             replay=options.replay,
             boundary=options.boundary,
             missing_options=options.missing_options,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from agent.bandwidth import Bandwidth
 from agent.errors import AgentError
 from agent.image.records import CHUNK
 from agent.link import Link
@@ -72,9 +73,13 @@ def check_last(rounds: Sequence[Round], limit: float) -> None:
 class Ahead:
     """One migration's memory, on its way."""
 
-    def __init__(self, link: Link, progress: Progress, *, tracked: bool = False) -> None:
-        """`tracked`: only of processes of which the kernel tells what is written to."""
+    def __init__(
+        self, link: Link, progress: Progress, bandwidth: Bandwidth, *, tracked: bool = False
+    ) -> None:
+        """`bandwidth` is kept while the processes run; `tracked`: only of processes of which the
+        kernel tells what is written to."""
         self._link = link
+        self._bandwidth = bandwidth
         self._tracked = tracked
         self._progress = progress
         self._readers: dict[int, MemoryReader] = {}
@@ -107,12 +112,12 @@ class Ahead:
                 batch.take(changes)
             full = batch.size >= CHUNK or len(batch.runs) > MAX_RUNS // 2
             if full or time.monotonic() - self._said > _SAY_EVERY:
-                await self._send(pid, batch)
+                await self._send(pid, batch, pidfd is None)
                 batch = Changes()
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         if batch.runs:
-            await self._send(pid, batch)
+            await self._send(pid, batch, pidfd is None)
 
     async def owe(self, pids: Iterable[int]) -> None:
         """Say what these processes have that was not sent; they stand still. Raises `PeerLost`.
@@ -125,7 +130,7 @@ class Ahead:
                 runs = []
                 for ranges in reader.owed():
                     if sum(end - start for start, end in ranges) <= _AT_HAND:
-                        await self._send(pid, reader.read(ranges))
+                        await self._send(pid, reader.read(ranges), True)
                     else:
                         runs += [[start, (end - start) // PAGE] for start, end in ranges]
                 for first in range(0, len(runs), MAX_RUNS):
@@ -133,13 +138,15 @@ class Ahead:
                     self._link.send({"kind": "owed", "pid": pid, "runs": piece})
                     await self._link.drain()
 
-    async def _send(self, pid: int, batch: Changes) -> None:
+    async def _send(self, pid: int, batch: Changes, last: bool) -> None:
         data = b"".join(batch.data)
-        self._link.send({"kind": "pages", "pid": pid, "runs": batch.runs, "data": data})
+        size = self._link.send({"kind": "pages", "pid": pid, "runs": batch.runs, "data": data})
         self.sent += len(data)
         self._said = time.monotonic()
         await self._link.drain()
         self._progress(self.sent)
+        if not last:
+            await self._bandwidth.spend(size)
 
     def report(self) -> list[dict[str, Any]]:
         """[{"bytes", "ms"}] of each round; the last was in the blackout."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import click
 
+from agent.bandwidth import MAX_RATE, MIN_RATE
 from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_USAGE, AgentError
 from agent.plan import (
     DEFAULT_IMAGES_DIR,
@@ -23,6 +25,22 @@ from agent.plan import (
 
 Command = Callable[..., Any]
 _T = TypeVar("_T")
+
+_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)([KMG]?)", re.ASCII)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _rate(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """Bytes a second, of a number with K, M or G for thousands, millions and so on; 0 for None."""
+    if value is None:
+        return 0
+    match = _RATE.fullmatch(value.upper())
+    rate = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not MIN_RATE <= rate <= MAX_RATE:
+        detail = f"{value!r} is no number of bytes a second between 100K and 1000G, as 100M is."
+        raise click.BadParameter(detail)
+    return rate
+
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -55,6 +73,12 @@ _OPTIONS = [
         "--max-rounds", type=click.IntRange(0, MAX_ROUNDS), metavar="N",
         help="Of memory that goes ahead, before the process stands still.  [default: 8; 1 before "
         "post-copy, which may also go without]",
+    ),
+    click.option(
+        "--bandwidth", callback=_rate, metavar="RATE",
+        help="Bytes a second, at most, of what goes while the process still runs: 500K, 100M, 1.5G "
+        "(125M fills a link of 1 Gbit/s). While it stands still nothing is held back. "
+        "Without it there is no limit.",
     ),
     click.option(
         "--images-dir", default=DEFAULT_IMAGES_DIR, show_default=True, metavar="DIR",
@@ -97,6 +121,7 @@ def make_request(given: dict[str, Any]) -> Any:
             address=tuple(given["address"]),
             memory_mode=given["memory_mode"],
             max_rounds=given["max_rounds"],
+            bandwidth=given["bandwidth"],
             replay=not given["test_no_replay"],
             boundary=not given["test_ignore_boundary"],
             missing_options=given["without_missing_options"],

@@ -115,7 +115,8 @@ def test_a_host_that_is_named_as_a_verb(
 def test_all_options(asked: Seen) -> None:
     line = (
         "-F lab/ssh_config --json -v -q --max-blackout 2.5 --address 10.0.0.1 --address fd77::1 "
-        "--images-dir /images --fault ship@source=corrupt --fault lock@destination=delay=0.5 "
+        "--bandwidth 1.5m --images-dir /images "
+        "--fault ship@source=corrupt --fault lock@destination=delay=0.5 "
         "--test-no-replay --test-ignore-boundary a@src:22 dst --pid 7"
     )
     _, given = ask(asked, *line.split())
@@ -124,6 +125,7 @@ def test_all_options(asked: Seen) -> None:
     assert request.ssh_config == "lab/ssh_config"
     options = request.options
     assert options.max_blackout == 2.5 and options.images_dir == "/images"
+    assert options.bandwidth == 1_500_000
     assert options.address == ("10.0.0.1", "fd77::1")
     assert not options.replay and not options.boundary
     assert options.faults == ("ship@source=corrupt", "lock@destination=delay=0.5")
@@ -136,6 +138,7 @@ def test_what_is_meant_without_options(asked: Seen) -> None:
     assert request.ssh_config is None
     options = request.options
     assert (options.max_blackout, options.images_dir) == (10.0, "/run/streamferry")
+    assert options.bandwidth == 0
     assert options.replay and options.boundary and not options.faults and not options.address
 
 
@@ -155,6 +158,25 @@ def test_what_is_meant_without_options(asked: Seen) -> None:
         ("src dst --pid 5 --max-blackout -3", "-3"),
         ("src dst --pid 5 --max-blackout nan", "nan"),
         ("src dst --pid 5 --max-blackout 3601", "3601"),
+        *[
+            (f"src dst --pid 5 --bandwidth {rate}", "bytes a second between 100K and 1000G")
+            for rate in (
+                "0",
+                "-1M",
+                "99999",
+                "99K",
+                "1001G",
+                "fast",
+                "1T",
+                "1MiB",
+                "M",
+                "1.M",
+                "nan",
+                "1e9",
+                "9" * 40,
+                "٣M",
+            )
+        ],
         ("src dst --pid 5 --address nowhere", "nowhere"),
         ("src dst --pid 5 --address 10.0.0.1/24", "10.0.0.1/24"),
         ("src dst --pid 5 --images-dir relative", "relative"),
@@ -249,7 +271,7 @@ def test_help_names_everything_but_the_switches_for_tests(
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
     for word in ("SRC", "DST", "--pid", "-F", "--json", "--max-blackout", "--address",
-                 "--images-dir", "--dry-run", "check", "move", "_MIGRATE_COMPLETE",
+                 "--bandwidth", "--images-dir", "--dry-run", "check", "move", "_MIGRATE_COMPLETE",
                  "Exit status"):  # fmt: skip
         assert word in text
     assert "--fault" not in text and "--test-" not in text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent import source
+from agent.bandwidth import Bandwidth
 from agent.custody import Custody
 from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
 from agent.memory import ahead as module
@@ -60,10 +61,11 @@ class FakeLink:
         self.records: list[dict[str, Any]] = []
         self.drained = 0
 
-    def send(self, record: dict[str, Any]) -> None:
-        for piece in RecordEncoder().encode(record):
-            assert len(piece) <= MAX_BODY
+    def send(self, record: dict[str, Any]) -> int:
+        pieces = RecordEncoder().encode(record)
+        assert all(len(piece) <= MAX_BODY for piece in pieces)
         self.records.append(record)
+        return sum(map(len, pieces))
 
     async def drain(self) -> None:
         self.drained += 1
@@ -114,7 +116,7 @@ async def test_small_changes_go_together_large_ones_do_not(link: FakeLink) -> No
         span(2048, 1),
     ]]}  # fmt: skip
     done: list[int] = []
-    ahead = Ahead(link, done.append)  # type: ignore[arg-type]
+    ahead = Ahead(link, done.append, Bandwidth(0))  # type: ignore[arg-type]
     sent = await ahead.round({1: 11})
     assert [len(record["runs"]) for record in link.records] == [4, 1]
     assert {(one["kind"], one["pid"]) for one in link.records} == {("pages", 1)}
@@ -129,7 +131,7 @@ async def test_small_changes_go_together_large_ones_do_not(link: FakeLink) -> No
 
 async def test_nothing_has_changed(link: FakeLink) -> None:
     FakeReader.script = {1: [[Changes()] * 100]}
-    assert (await Ahead(link, lambda _: None).round({1: 11})).bytes == 0  # type: ignore[arg-type]
+    assert (await Ahead(link, lambda _: None, Bandwidth(0)).round({1: 11})).bytes == 0  # type: ignore[arg-type]
     assert link.records == []
 
 
@@ -138,7 +140,7 @@ async def test_no_record_has_too_many_runs(link: FakeLink) -> None:
     for number in range(0, SPAN // PAGE, 2):
         scattered.add(number * PAGE, 1, None)
     FakeReader.script = {1: [[scattered] * 300]}
-    await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
+    await Ahead(link, lambda _: None, Bandwidth(0)).round({1: 11})  # type: ignore[arg-type]
     assert sum(len(record["runs"]) for record in link.records) == 300 * 256
     assert len(link.records) > 1
     assert max(len(record["runs"]) for record in link.records) <= MAX_RUNS
@@ -147,7 +149,7 @@ async def test_no_record_has_too_many_runs(link: FakeLink) -> None:
 async def test_no_record_is_too_large(link: FakeLink) -> None:
     """The most there can be: nearly a chunk is waiting, and a whole span comes."""
     FakeReader.script = {1: [[span(0, CHUNK // PAGE - 1), span(512, 512)]]}
-    await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
+    await Ahead(link, lambda _: None, Bandwidth(0)).round({1: 11})  # type: ignore[arg-type]
     (record,) = link.records
     whole = b"".join(b"".join(RecordEncoder().encode(record)) for _ in range(1))
     assert list(RecordDecoder().feed(whole)) == [record]
@@ -165,7 +167,7 @@ async def test_silence_is_not_for_long(link: FakeLink, monkeypatch: pytest.Monke
 
     FakeReader.script = {1: [slowly()]}  # type: ignore[list-item]
     called: list[int] = []
-    await Ahead(link, called.append).round({1: 11})  # type: ignore[arg-type]
+    await Ahead(link, called.append, Bandwidth(0)).round({1: 11})  # type: ignore[arg-type]
     assert len(link.records) == len(called) == 10
     assert all(record["runs"] == [] and record["data"] == b"" for record in link.records)
 
@@ -177,7 +179,7 @@ async def test_processes_that_come_and_go(link: FakeLink) -> None:
         2: [ProcessLookupError(3, "No such process")],
         3: [[span(5, 1)], FileNotFoundError(2, "No such file")],
     }
-    ahead = Ahead(link, lambda _: None)  # type: ignore[arg-type]
+    ahead = Ahead(link, lambda _: None, Bandwidth(0))  # type: ignore[arg-type]
     await ahead.round({1: 11, 2: 12})
     await ahead.round({1: 11, 3: 13})
     FakeReader.script[1].append([])
@@ -191,7 +193,7 @@ async def test_processes_that_come_and_go(link: FakeLink) -> None:
 async def test_who_runs_is_tracked_who_stands_still_is_not(link: FakeLink) -> None:
     """In the last round a process may be new: it cannot be made to open anything any more."""
     FakeReader.script = {1: [[], []], 2: [[]]}
-    ahead = Ahead(link, lambda _: None)  # type: ignore[arg-type]
+    ahead = Ahead(link, lambda _: None, Bandwidth(0))  # type: ignore[arg-type]
     await ahead.round({1: 11})
     await ahead.round({1: 11, 2: 12}, last=True)
     readers: Any = ahead._readers
@@ -203,7 +205,7 @@ async def test_who_runs_is_tracked_who_stands_still_is_not(link: FakeLink) -> No
 async def test_what_may_not_be_read_is_no_end_of_a_process(link: FakeLink) -> None:
     FakeReader.script = {1: [PermissionError(13, "Permission denied")]}
     with pytest.raises(PermissionError):
-        await Ahead(link, lambda _: None).round({1: 11})  # type: ignore[arg-type]
+        await Ahead(link, lambda _: None, Bandwidth(0)).round({1: 11})  # type: ignore[arg-type]
 
 
 def test_what_would_stand_still_for_too_long_is_not_frozen() -> None:
@@ -233,7 +235,14 @@ async def test_the_guardian_is_told_while_a_round_takes_long(
     custody._noted = 0.0
     custody.journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
     host: Any = object.__new__(SourceHost)
-    host._plan = SimpleNamespace(memory_mode=PRE_COPY, max_rounds=1, max_blackout=9, memory=1 << 30)
+    plan = {
+        "memory_mode": PRE_COPY,
+        "max_rounds": 1,
+        "max_blackout": 9,
+        "memory": 1 << 30,
+        "bandwidth": 0,
+    }
+    host._plan = SimpleNamespace(**plan)
     host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
     host._opened = SimpleNamespace(callback=lambda _: None)
     host._send_event = lambda name, data: told.append(data["done"])
@@ -242,3 +251,17 @@ async def test_the_guardian_is_told_while_a_round_takes_long(
     assert notes and max(gaps) < 60
     assert len(notes) < 50, "each is a write to the disk"
     assert told[-1] == 6 * SPAN and host.rounds() == [{"bytes": 6 * SPAN, "ms": 600_000.0}]
+
+
+async def test_a_bandwidth_holds_up_what_goes_ahead_and_not_the_last(link: FakeLink) -> None:
+    class Noted(Bandwidth):
+        async def spend(self, size: int) -> None:
+            spent.append(size)
+
+    spent: list[int] = []
+    FakeReader.script = {1: [[span(0, 100), span(512, 100)], [span(0, 300)]]}
+    ahead = Ahead(link, lambda _: None, Noted(MIB))  # type: ignore[arg-type]
+    await ahead.round({1: 11})
+    assert len(spent) == len(link.records) == 1 and spent[0] > 200 * PAGE
+    await ahead.round({1: 11}, last=True)
+    assert len(spent) == 1 and len(link.records) == 2
