@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from agent.errors import AgentError, PeerLost, ProtocolError, shown
 from agent.fault import CORRUPT, CUT, HANG, damage, seconds_of
 from agent.image.records import MAX_BODY, Record, RecordDecoder, RecordEncoder
 from agent.image.seal import Seal
+from agent.image.squeeze import Squeezer
 
 _HIGH_WATER = 8 << 20  # bytes of records received and not yet taken
 _RELAY_CHUNK = 1 << 20
@@ -36,6 +38,7 @@ class Link:
     def __init__(self, phase: Callable[[], str]) -> None:
         """`phase` names the phase that an error is to name, when the link breaks."""
         self._phase = phase
+        self._squeezer: Squeezer | None = None
         self._encoder = RecordEncoder()
         self._decoder = RecordDecoder()
         self._records: deque[tuple[Record, int]] = deque()
@@ -169,9 +172,20 @@ class Link:
         self._end_output = end_output or self.close
         self.opened.set()
 
+    def squeeze(self, squeezer: Squeezer | None) -> None:
+        """Compress what pays; before the first record."""
+        self._squeezer = squeezer
+        self._encoder = RecordEncoder(None, squeezer)
+
     def seal(self, sending: Seal, receiving: Seal) -> None:
         """How records are kept safe on this transport, from its first one on."""
-        self._encoder, self._decoder = RecordEncoder(sending), RecordDecoder(receiving)
+        self._encoder = RecordEncoder(sending, self._squeezer)
+        self._decoder = RecordDecoder(receiving)
+
+    def takes(self, seconds: float) -> None:
+        """What the network takes for a byte, where it is what holds the sender up."""
+        if self._squeezer is not None:
+            self._squeezer.wire = seconds
 
     def room(self) -> memoryview:
         """Where the next bytes that arrive go; `took` is told how many did."""
@@ -256,6 +270,8 @@ class Relay:
         self._send_event = send_event
         self._sent = 0  # bytes that the other end has not taken
         self._taken = 0  # bytes that it was not told of
+        self._held_up = 0.0  # since when
+        self._passed = 0  # bytes that were taken since then
 
     def open(self) -> None:
         self._link.relayed = True
@@ -267,7 +283,8 @@ class Relay:
         for start in range(0, len(data), _RELAY_CHUNK):
             self._send_event("relay", {"data": bytes(data[start : start + _RELAY_CHUNK])})
         self._sent += len(data)
-        if self._sent > _RELAYED:
+        if self._sent > _RELAYED and not self._held_up:
+            self._held_up, self._passed = time.monotonic(), 0
             self._link.writable(False)
 
     def _claimed(self, size: int) -> None:
@@ -283,7 +300,10 @@ class Relay:
                 self._received(piece)
             case {"taken": int(size)} if 0 < size <= self._sent:
                 self._sent -= size
-                if self._sent <= _RELAYED // 2:
+                self._passed += size
+                if self._sent <= _RELAYED // 2 and self._held_up:
+                    self._link.takes((time.monotonic() - self._held_up) / self._passed)
+                    self._held_up = 0.0
                     self._link.writable(True)
             case _:
                 raise ProtocolError(detail=f"{shown(data)} was to be relayed")

@@ -20,6 +20,7 @@ import asyncssh
 from agent.carrier import Carrier
 from agent.errors import ProtocolError, shown
 from agent.image.seal import KEY_SIZE, new_key
+from agent.image.squeeze import zstd
 from agent.link import Link
 
 USER = "streamferry"
@@ -159,6 +160,7 @@ class LinkServer:
             "addresses": [host],
             "port": self._listener.get_port(),
             "host_key": self._host_key.export_public_key().decode(),
+            "zstd": zstd is not None,
         }
 
     def accepted(self, connection: asyncssh.SSHServerConnection) -> None:

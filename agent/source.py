@@ -32,6 +32,7 @@ from agent.errors import (
 )
 from agent.fault import LINK, Faults
 from agent.image.records import Record
+from agent.image.squeeze import squeezer
 from agent.journal import JournalError
 from agent.link import Link, Relay
 from agent.login import LinkClient, where
@@ -273,6 +274,7 @@ class SourceMigration:
         host.lock()
 
     async def _connect(self, link: dict[str, Any]) -> None:
+        self._link.squeeze(squeezer(link.get("zstd")))
         if not await self._client.connect(*where(link)):
             self._relay.open()
         await self._link.opened.wait()

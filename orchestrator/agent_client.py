@@ -40,6 +40,7 @@ class LinkFacts(TypedDict):
 
 class DestinationPrepared(LinkFacts):
     host_id: str
+    zstd: bool  # whether it can take what is compressed
 
 
 class JournalFacts(TypedDict):

@@ -2,9 +2,10 @@
 
 A record is a header and a msgpack map:
 
-    magic "SF" | version u8 | 0 u8 | sequence u32 | length u32 | seal 16 bytes | body
+    magic "SF" | version u8 | form u8 | sequence u32 | length u32 | seal 16 bytes | body
 
-The seal is over the first twelve bytes and the body, see `agent.image.seal`. A gap in the sequence,
+The form is 0, or 1 where the map is compressed (`agent.image.squeeze`). The seal is over the first
+twelve bytes and the body, see `agent.image.seal`. A gap in the sequence,
 a wrong seal, a length over the limit or another version each raise their own error before anything
 is done with the body. docs/image-format.md lists the kinds of record.
 """
@@ -19,12 +20,14 @@ import msgpack
 
 from agent.errors import AgentError
 from agent.image.seal import SEAL_SIZE, Digest, Seal
+from agent.image.squeeze import Squeezer, expand
 
 IMAGE_VERSION = 3  # of the records and what they carry, which has the fields of a Stream
 MAX_BODY = 8 << 20
 CHUNK = 1 << 20  # of file data in one record
 
 _MAGIC = b"SF"
+_PLAIN, _SQUEEZED = 0, 1
 _HEADER = struct.Struct("!2sBBII")
 HEADER_SIZE = _HEADER.size + SEAL_SIZE
 _AT_ONCE = 64 << 10  # bytes to receive while it is not known how long the record is
@@ -59,8 +62,9 @@ class ImageVersionDiffers(AgentError):
 class RecordEncoder:
     """Numbers and seals records."""
 
-    def __init__(self, seal: Seal | None = None) -> None:
+    def __init__(self, seal: Seal | None = None, squeezer: Squeezer | None = None) -> None:
         self._seal = seal or Digest()
+        self._squeezer = squeezer
         self._sequence = 0
 
     def encode(self, record: Record) -> tuple[bytes, bytes | memoryview]:
@@ -68,7 +72,10 @@ class RecordEncoder:
         body: bytes = msgpack.packb(record, use_bin_type=True)
         if len(body) > MAX_BODY:
             raise ImageTooLarge(length=len(body), limit=MAX_BODY)
-        start = _HEADER.pack(_MAGIC, IMAGE_VERSION, 0, self._sequence, len(body))
+        form = _PLAIN
+        if self._squeezer is not None and (squeezed := self._squeezer.squeeze(body)) is not None:
+            form, body = _SQUEEZED, squeezed
+        start = _HEADER.pack(_MAGIC, IMAGE_VERSION, form, self._sequence, len(body))
         seal, sealed = self._seal.close(start, self._sequence, body)
         self._sequence += 1
         return start + seal, sealed
@@ -129,7 +136,7 @@ class RecordDecoder:
 
     def _next(self) -> Record | None:
         view = memoryview(self._buffer)[self._begin : self._end]
-        magic, version, _, sequence, length = _HEADER.unpack_from(view)
+        magic, version, form, sequence, length = _HEADER.unpack_from(view)
         if magic != _MAGIC:
             raise ImageError(detail=f"a record begins with {bytes(view[:8])!r}")
         if version != IMAGE_VERSION:
@@ -149,7 +156,12 @@ class RecordDecoder:
         )
         if body is None:
             raise ImageError(detail=f"record {sequence} does not match its digest")
-        record = _decode(body, sequence)
+        if form not in (_PLAIN, _SQUEEZED):
+            raise ImageError(detail=f"record {sequence} has the form {form}")
+        whole = body if form == _PLAIN else expand(body, MAX_BODY)
+        if whole is None:
+            raise ImageError(detail=f"record {sequence} cannot be decompressed")
+        record = _decode(whole, sequence)
         self._begin += self._needed
         self._needed = HEADER_SIZE
         self._sequence += 1
@@ -162,7 +174,7 @@ class RecordDecoder:
             raise ImageTruncated(detail=f"{left} bytes of record {self._sequence}")
 
 
-def _decode(body: memoryview, sequence: int) -> Record:
+def _decode(body: bytes | memoryview, sequence: int) -> Record:
     try:
         record = msgpack.unpackb(body, raw=False, strict_map_key=False, max_ext_len=0)
     except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a list as a key

@@ -1,14 +1,20 @@
-"""The link against `ssh`: incompressible memory from src to dst, in turn, in one run.
+"""The link against `ssh`, and with compression against without: in turn, in one run.
 
-`python -m tests.bench.shipping [ROUNDS [MIB]]` (root) prints a table and writes
-results/shipping.json. Both send the same from memory and drop it at dst, where nothing but sshd
-was there before. `ssh` is the machine's own, in the network of src, fed through a pipe as large as
-one of its reads; with its own first choice of cipher, and with the one that is fastest here.
+`python -m tests.bench.shipping [ROUNDS [MIB]]` (root) prints two tables and writes
+results/shipping.json. In the first, incompressible memory goes from src to dst: both send the same
+from memory and drop it at dst, where nothing but sshd was there before. `ssh` is the machine's own,
+in the network of src, fed through a pipe as large as one of its reads; with its own first choice of
+cipher, and with the one that is fastest here.
+
+In the second the link may compress what pays, or not, on the lab's network as it is and on one of
+1 Gbit/s. The blackout is nothing else for it: what goes there goes by the same rule.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -16,14 +22,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 
 from orchestrator.bootstrap import archive
-from tests.support.lab import ROOT, SSH_CONFIG
+from tests.support.lab import ROOT, SSH_CONFIG, Lab
 
 RESULTS = ROOT / "results"
 ROUNDS, MIB = 7, 2048
@@ -35,6 +41,11 @@ _MEMORY = 256 << 20
 _F_SETPIPE_SZ = 1031  # include/uapi/linux/fcntl.h
 _TICK = os.sysconf("SC_CLK_TCK")
 _SINK = "echo ready; cat > /dev/null; cat /proc/$PPID/stat /proc/$$/stat"
+_CONTENTS = ("random", "records")
+_LINKS = {
+    "no limit": (),
+    "1 Gbit/s": ("tbf", "rate", "1gbit", "burst", "512kb", "latency", "20ms"),
+}
 
 Row = dict[str, float]
 
@@ -64,8 +75,9 @@ def tell(process: subprocess.Popen[str], value: dict[str, Any]) -> None:
     process.stdin.flush()
 
 
-def ours(total: int) -> Row:
-    with end("dst", "destination", ADDRESS) as there, end("src", "source", str(total)) as here:
+def ours(total: int, content: str = "random", squeeze: bool = True) -> Row:
+    arguments = ("source", str(total), content, str(int(squeeze)))
+    with end("dst", "destination", ADDRESS) as there, end("src", *arguments) as here:
         tell(there, line(here))
         tell(here, line(there))
         taken, sent = line(there), line(here)
@@ -124,20 +136,49 @@ def measure(rounds: int, total: int) -> dict[str, list[Row]]:
     return rows
 
 
-def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, float]]:
-    best = max(statistics.median(row["rate"] for row in rows[way]) for way in rows if way != "ours")
-    found = {}
-    for way, all_of_it in rows.items():
-        rates = sorted(row["rate"] for row in all_of_it)
-        found[way] = {
-            "min": rates[0],
-            "median": statistics.median(rates),
-            "max": rates[-1],
-            "ratio": statistics.median(rates) / best,
-            "source": statistics.median(row["source"] for row in all_of_it),
-            "destination": statistics.median(row["destination"] for row in all_of_it),
-        }
-    return found
+@contextlib.contextmanager
+def limited(*limit: str) -> Iterator[None]:
+    device = Lab().device("src")
+    if limit:
+        execute("src", "tc", "qdisc", "replace", "dev", device, "root", *limit)
+    try:
+        yield
+    finally:
+        if limit:
+            execute("src", "tc", "qdisc", "del", "dev", device, "root")
+
+
+def measure_squeezing(rounds: int, total: int) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {}
+    for link, limit in _LINKS.items():
+        with limited(*limit):
+            for _, content, squeeze in itertools.product(range(rounds), _CONTENTS, (False, True)):
+                name = f"{link}, {content}, {'zstd' if squeeze else 'as it is'}"
+                rows.setdefault(name, []).append(ours(total, content, squeeze))
+    return rows
+
+
+def spread(rows: list[Row], against: float) -> dict[str, float]:
+    rates = sorted(row["rate"] for row in rows)
+    return {
+        "min": rates[0],
+        "median": statistics.median(rates),
+        "max": rates[-1],
+        "ratio": statistics.median(rates) / against,
+        "source": statistics.median(row["source"] for row in rows),
+        "destination": statistics.median(row["destination"] for row in rows),
+    }
+
+
+def median(rows: list[Row]) -> float:
+    return statistics.median(row["rate"] for row in rows)
+
+
+def show(title: str, found: dict[str, dict[str, float]]) -> None:
+    print(f"{title:36}{'MB/s':>9}{'min':>9}{'max':>9}{'ratio':>9}{'CPU s src':>12}{'dst':>9}")
+    for way, one in found.items():
+        print(f"{way:36}{one['median']:9.0f}{one['min']:9.0f}{one['max']:9.0f}{one['ratio']:9.2f}"
+              f"{one['source']:12.2f}{one['destination']:9.2f}")  # fmt: skip
 
 
 def main() -> None:
@@ -149,17 +190,20 @@ def main() -> None:
             execute(host, "sh", "-c", f"cat > {_FILES}/{name}", data=data)
     try:
         rows = measure(rounds, total)
+        squeezed = measure_squeezing(rounds, total // 4)
     finally:
         for host in ("src", "dst"):
             execute(host, "rm", "-rf", _FILES)
-    found = summary(rows)
-    print(f"{f'{total >> 20} MiB from src to dst':24}{'MB/s':>9}{'min':>9}{'max':>9}{'ratio':>9}"
-          f"{'CPU s src':>12}{'CPU s dst':>12}")  # fmt: skip
-    for way, one in found.items():
-        print(f"{way:24}{one['median']:9.0f}{one['min']:9.0f}{one['max']:9.0f}{one['ratio']:9.2f}"
-              f"{one['source']:12.2f}{one['destination']:12.2f}")  # fmt: skip
+    best = max(median(rows[way]) for way in rows if way != "ours")
+    found = {way: spread(one, best) for way, one in rows.items()}
+    show(f"{total >> 20} MiB from src to dst", found)
+    plain = {name: median(one) for name, one in squeezed.items() if "as it is" in name}
+    found |= {
+        name: spread(one, plain[name.replace("zstd", "as it is")]) for name, one in squeezed.items()
+    }
+    show(f"{total >> 22} MiB", {name: found[name] for name in squeezed})
     RESULTS.mkdir(exist_ok=True)
-    content = {"bytes": total, "summary": found, "rows": rows}
+    content = {"bytes": total, "summary": found, "rows": rows | squeezed}
     (RESULTS / "shipping.json").write_text(json.dumps(content, indent=1))
 
 

@@ -1,8 +1,9 @@
 """One end of a link, as `tests.bench.shipping` runs it in a host of the lab.
 
 `shipping_end.py destination` reads the source's key, prints where it listens, and takes records
-until the last. `shipping_end.py source BYTES` prints its key, reads where to connect, and sends
-incompressible memory. Each prints {"seconds", "cpu"} in the end.
+until the last. `shipping_end.py source BYTES CONTENT SQUEEZE` prints its key, reads where to
+connect, and sends memory: CONTENT is "random" or "records", half of which is the same in each;
+SQUEEZE is 1 where what pays may be compressed. Each prints {"seconds", "cpu"} in the end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from typing import Any
 
 from agent.image.records import CHUNK
+from agent.image.squeeze import squeezer
 from agent.kernel.memory import keep_freed_memory
 from agent.link import Link
 from agent.login import LinkClient, LinkServer, where
@@ -59,12 +61,25 @@ async def destination(address: str) -> None:
     await link.lost.wait()
 
 
-async def source(total: int) -> None:
+def memory_of(content: str) -> memoryview:
+    if content == "random":
+        return memoryview(os.urandom(_MEMORY))
+    rest = os.urandom(_MEMORY // 64 * 24)
+    made = b"".join(
+        b"key:%012d" % number + b"A" * 24 + rest[number * 24 : number * 24 + 24]
+        for number in range(_MEMORY // 64)
+    )
+    return memoryview(made)
+
+
+async def source(total: int, content: str, squeeze: bool) -> None:
     link = Link(lambda: "ship")
     client = LinkClient(link)
-    memory = memoryview(os.urandom(_MEMORY))
+    memory = memory_of(content)
     say({"public_key": client.public_key})
-    assert await client.connect(*where(await heard()))
+    told = await heard()
+    link.squeeze(squeezer(squeeze and told["zstd"]))
+    assert await client.connect(*where(told))
     await link.opened.wait()
     watch = Watch()
     for number in range(total // CHUNK):
@@ -82,6 +97,6 @@ async def source(total: int) -> None:
 if __name__ == "__main__":
     keep_freed_memory()
     if sys.argv[1] == "source":
-        asyncio.run(source(int(sys.argv[2])))
+        asyncio.run(source(int(sys.argv[2]), sys.argv[3], sys.argv[4] == "1"))
     else:
         asyncio.run(destination(sys.argv[2]))

@@ -102,7 +102,7 @@ def spoilt(draw: st.DrawFn, value: Any) -> Any:
 
 
 PREPARE: dict[str, Any] = {"plan": PLAN.to_wire()}
-LINK = {"addresses": ["127.0.0.1"], "port": 1, "host_key": KEY, "host_id": HOST_ID}
+LINK = {"addresses": ["127.0.0.1"], "port": 1, "host_key": KEY, "host_id": HOST_ID, "zstd": True}
 CALLS: dict[str, dict[str, Any]] = {
     "probe.host": {"images_dir": "/run/streamferry"},
     "probe.process": {"pid": MAX_PID},

@@ -14,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,16 @@ class Lab:
         lines = self.run(host, "ip -o addr show scope global").splitlines()
         return {line.split()[3].partition("/")[0] for line in lines}
 
-    @contextlib.contextmanager
-    def client(self, program: str, *arguments: object) -> Iterator[Client]:
+    def client(self, program: str, *arguments: object) -> AbstractContextManager[Client]:
         """Run a client program; it must say "ready" itself where it does."""
-        self.put("client", f"/run/{program}", (PROGRAMS / program).read_text())
+        return self.program("client", program, *arguments)
+
+    @contextlib.contextmanager
+    def program(self, host: str, program: str, *arguments: object) -> Iterator[Client]:
+        """The same on any host."""
+        self.put(host, f"/run/{program}", (PROGRAMS / program).read_text())
         process = subprocess.Popen(
-            ["docker", "exec", "-i", "client", "python3", f"/run/{program}", *map(str, arguments)],
+            ["docker", "exec", "-i", host, "python3", f"/run/{program}", *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

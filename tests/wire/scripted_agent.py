@@ -180,6 +180,7 @@ def pair(case: Case | None = None) -> tuple[ScriptedAgent, ScriptedAgent]:
                 "addresses": ["10.77.0.12"],
                 "port": 1,
                 "host_key": "key",
+                "zstd": False,
                 "host_id": DESTINATION_ID,
             },
             "destination.run": destination_report(),

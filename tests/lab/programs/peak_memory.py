@@ -1,4 +1,4 @@
-"""Watch the agents of this host until stdin ends; then print {"peak": bytes, "seen": processes}.
+"""Watch the agents of this host until stdin ends; then print {"peak": bytes, "seen": [bytes]}.
 
 The peak is the largest VmHWM of any (proc_pid_status(5)), an agent's pager and guardian included.
 """
