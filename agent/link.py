@@ -43,7 +43,8 @@ class Link:
         self._decoder = RecordDecoder()
         self._records: deque[tuple[Record, int]] = deque()
         self._waiting = 0  # bytes of the records that wait
-        self._unclaimed = 0  # bytes fed since the last record was complete
+        self._holding = False  # more is there than is to wait, and the transport is to pause
+        self.given = 0  # bytes of all records that were sent, before compression
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -73,6 +74,7 @@ class Link:
             self._inject(record["kind"])
         assert self._write is not None, "the link is not open"
         header, body = self._encoder.encode(record)
+        self.given += self._encoder.size
         if self._spoilt is not None:
             whole = len(body)
             header, body = damage(self._spoilt, header, bytes(body))
@@ -141,8 +143,11 @@ class Link:
         record, size = self._records.popleft()
         self._waiting -= size
         self._claimed(size)
-        if self._waiting < _HIGH_WATER // 2:
-            self._pause(False)
+        if self._holding and self._waiting < _HIGH_WATER // 2:
+            self._holding = False
+            self._take(self._decoder.took(0))
+            if not self._holding:
+                self._pause(False)
         return record
 
     def close(self) -> None:
@@ -194,48 +199,50 @@ class Link:
         return self._decoder.room()
 
     def took(self, size: int) -> None:
-        self._take(size, self._decoder.took(size))
+        self._take(self._decoder.took(size))
 
     def feed(self, data: bytes) -> None:
         """Bytes that arrived elsewhere."""
-        self._take(len(data), self._decoder.feed(data))
+        self._take(self._decoder.feed(data))
 
-    def _take(self, size: int, records: Iterator[Record]) -> None:
+    def _take(self, records: Iterator[Record]) -> None:
         if self._failure is not None or self._deaf:
             return
-        self._unclaimed += size
         try:
             for record in records:
-                if record["kind"] != ALIVE:
-                    self._records.append((record, self._unclaimed))
-                    self._waiting += self._unclaimed
-                    self._arrived.set()
-                self._unclaimed = 0
+                if record["kind"] == ALIVE:
+                    continue
+                self._records.append((record, self._decoder.size))
+                self._waiting += self._decoder.size
+                self._arrived.set()
+                if self.relayed and self._waiting > _MOST_RELAYED:
+                    raise ProtocolError(detail="more is relayed than can be taken")
+                if not self.relayed and self._waiting > _HIGH_WATER:
+                    self._holding = True
+                    self._pause(True)
+                    break
         except AgentError as error:
             self._failed(error)
-        if self.relayed and self._waiting > _MOST_RELAYED:
-            self._failed(ProtocolError(detail="more is relayed than can be taken"))
-        elif self._waiting > _HIGH_WATER:
-            self._pause(True)
 
     def input_ended(self) -> None:
         """Nothing more will come."""
-        try:
-            self._decoder.end()
-        except AgentError as truncated:
-            self._failed(truncated)
+        self._check_end()
         self._failed(self._lost("the other agent ended it"))
 
     def ended(self, error: BaseException | None) -> None:
         """The transport is gone."""
-        try:
-            self._decoder.end()
-        except AgentError as truncated:
-            self._failed(truncated)
+        self._check_end()
         lost = self._lost(str(error) if error else "the other agent has gone")
         self._gone = self._gone or lost
         self._failed(lost)
         self.over.set()
+
+    def _check_end(self) -> None:
+        try:
+            if not self._holding:
+                self._decoder.end()
+        except AgentError as truncated:
+            self._failed(truncated)
 
     def writable(self, yes: bool) -> None:
         if yes:
@@ -268,10 +275,10 @@ class Relay:
     def __init__(self, link: Link, send_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._link = link
         self._send_event = send_event
-        self._sent = 0  # bytes that the other end has not taken
-        self._taken = 0  # bytes that it was not told of
-        self._held_up = 0.0  # since when
-        self._passed = 0  # bytes that were taken since then
+        self._acknowledged = 0  # bytes of those that the link was given
+        self._taken = 0  # bytes that the other end was not told of
+        self._written = 0  # bytes, which may be compressed
+        self._held_up = (0.0, 0)  # since when, and what was acknowledged then
 
     def open(self) -> None:
         self._link.relayed = True
@@ -282,9 +289,9 @@ class Relay:
     def _write(self, data: bytes | memoryview) -> None:
         for start in range(0, len(data), _RELAY_CHUNK):
             self._send_event("relay", {"data": bytes(data[start : start + _RELAY_CHUNK])})
-        self._sent += len(data)
-        if self._sent > _RELAYED and not self._held_up:
-            self._held_up, self._passed = time.monotonic(), 0
+        self._written += len(data)
+        if self._link.given - self._acknowledged > _RELAYED and not any(self._held_up):
+            self._held_up = time.monotonic(), self._acknowledged
             self._link.writable(False)
 
     def _claimed(self, size: int) -> None:
@@ -298,15 +305,18 @@ class Relay:
         match data:
             case {"data": bytes(piece)}:
                 self._received(piece)
-            case {"taken": int(size)} if 0 < size <= self._sent:
-                self._sent -= size
-                self._passed += size
-                if self._sent <= _RELAYED // 2 and self._held_up:
-                    self._link.takes((time.monotonic() - self._held_up) / self._passed)
-                    self._held_up = 0.0
+            case {"taken": int(size)} if 0 < size <= self._link.given - self._acknowledged:
+                self._acknowledged += size
+                if self._link.given - self._acknowledged <= _RELAYED // 2 and any(self._held_up):
+                    self._measure(*self._held_up)
+                    self._held_up = (0.0, 0)
                     self._link.writable(True)
             case _:
                 raise ProtocolError(detail=f"{shown(data)} was to be relayed")
+
+    def _measure(self, begin: float, acknowledged: int) -> None:
+        passed = (self._acknowledged - acknowledged) * self._written / self._link.given
+        self._link.takes((time.monotonic() - begin) / passed)
 
     def _received(self, piece: bytes) -> None:
         if not self._link.opened.is_set():

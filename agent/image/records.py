@@ -66,13 +66,14 @@ class RecordEncoder:
         self._seal = seal or Digest()
         self._squeezer = squeezer
         self._sequence = 0
+        self.size = 0  # bytes of the last record, as it would be without compression
 
     def encode(self, record: Record) -> tuple[bytes, bytes | memoryview]:
         """Header and body, apart so that a large body is not copied once more."""
         body: bytes = msgpack.packb(record, use_bin_type=True)
         if len(body) > MAX_BODY:
             raise ImageTooLarge(length=len(body), limit=MAX_BODY)
-        form = _PLAIN
+        form, self.size = _PLAIN, HEADER_SIZE + len(body)
         if self._squeezer is not None and (squeezed := self._squeezer.squeeze(body)) is not None:
             form, body = _SQUEEZED, squeezed
         start = _HEADER.pack(_MAGIC, IMAGE_VERSION, form, self._sequence, len(body))
@@ -95,6 +96,7 @@ class RecordDecoder:
         self._needed = HEADER_SIZE  # bytes from the beginning on
         self._sequence = 0
         self._failure: AgentError | None = None
+        self.size = 0  # as `RecordEncoder.size`
 
     def room(self) -> memoryview:
         """Where the next bytes go, at least one."""
@@ -110,7 +112,10 @@ class RecordDecoder:
         return memoryview(self._buffer)[self._end : most]
 
     def took(self, size: int) -> Iterator[Record]:
-        """Yield the records that `size` more bytes complete; raises one of the errors above."""
+        """Yield the records that `size` more bytes complete; raises one of the errors above.
+
+        Who stops before the last gets the others of `took(0)`.
+        """
         self._end += size
         if self._failure is not None:
             raise self._failure
@@ -162,6 +167,7 @@ class RecordDecoder:
         if whole is None:
             raise ImageError(detail=f"record {sequence} cannot be decompressed")
         record = _decode(whole, sequence)
+        self.size = HEADER_SIZE + len(whole)
         self._begin += self._needed
         self._needed = HEADER_SIZE
         self._sequence += 1

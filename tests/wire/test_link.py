@@ -11,10 +11,11 @@ from typing import Any
 import asyncssh
 import pytest
 
+from agent import carrier, login
 from agent import link as link_module
-from agent import login
 from agent.errors import PeerLost
 from agent.image.records import ImageError, ImageTruncated, Record
+from agent.image.squeeze import squeezer
 from agent.link import Link, Relay
 from agent.login import USER, LinkClient, LinkServer
 from tests.support.polling import DEADLINE, settled, until
@@ -226,6 +227,52 @@ async def test_a_receiver_that_is_slow_holds_up_the_sender(
         received = await take(ends.destination, number)
         assert received == [page(index, 1 << 20) for index in range(number)]
         await sending
+
+
+def squeezing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrier, "_MEASURED", 1 << 60)  # what the network takes stays what is said
+    link.squeeze(squeezer(True))
+    link.takes(1.0)
+
+
+async def test_what_is_compressed_counts_as_what_it_will_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even what fits into one packet holds the sender's next packet up."""
+    high_water, number = 4 << 20, 64
+    monkeypatch.setattr(link_module, "_HIGH_WATER", high_water)
+    async with listening() as ends:
+        squeezing(ends.source, monkeypatch)
+        assert await ends.connect()
+        for index in range(number):
+            ends.source.send(page(index, 4 << 20))
+        await until(lambda: ends.destination._waiting > high_water)
+        for taken in range(number):
+            assert ends.destination._waiting <= high_water + (5 << 20)
+            assert await take(ends.destination, 1) == [page(taken, 4 << 20)]
+            await asyncio.sleep(0)
+
+
+async def test_relayed_and_compressed_it_holds_the_sender_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cable = Cable()
+    source, destination = cable.links
+    squeezing(source, monkeypatch)
+    cable.relays[0].open()
+
+    async def send_all() -> None:
+        for index in range(64):
+            source.send(page(index, 4 << 20))
+            await source.drain()
+
+    sending = asyncio.create_task(send_all())
+    for taken in range(64):
+        assert await take(destination, 1) == [page(taken, 4 << 20)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+    await sending
+    assert sum(size for _, size in cable.events) < 1 << 20
 
 
 @pytest.mark.parametrize("who", ["source", "destination"])
