@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.conversation import Conversation
 from agent.errors import EXIT_IN_DOUBT, AgentError, PeerLost
+from agent.image.squeeze import squeezer
 from agent.journal import Journal, checked_name
 from agent.link import Link, Relay, reached_address
 from agent.login import LinkClient, LinkServer, where
@@ -111,6 +112,7 @@ class ResumedSource(_Resumed):
         serving = Serving(self._link, self.successor.living, lambda _done, _left: None)
         talk: Conversation | None = None
         try:
+            self._link.squeeze(squeezer(link.get("zstd")))
             if not await self._client.connect(*where(link)):
                 self._relay.open()
             await self._opened()

@@ -36,11 +36,11 @@ class LinkFacts(TypedDict):
     addresses: list[str]  # where the link's one-time port may be reached
     port: int
     host_key: str
+    zstd: bool  # whether that host can take what is compressed
 
 
 class DestinationPrepared(LinkFacts):
     host_id: str
-    zstd: bool  # whether it can take what is compressed
 
 
 class JournalFacts(TypedDict):

@@ -76,8 +76,8 @@ _OPTIONS = [
     ),
     click.option(
         "--bandwidth", callback=_rate, metavar="RATE",
-        help="Bytes a second, at most, of what goes while the process still runs: 500K, 100M, 1.5G "
-        "(125M fills a link of 1 Gbit/s). While it stands still nothing is held back. "
+        help="Bytes a second, at most, of what goes while the process still runs at SRC: 500K, "
+        "100M, 1.5G (125M fills a link of 1 Gbit/s). Once it stands still, nothing is held back. "
         "Without it there is no limit.",
     ),
     click.option(
