@@ -27,12 +27,14 @@ _FLUSH = 2.0  # seconds for what was sent to leave once the link is closed
 class Carrier(asyncio.BufferedProtocol):
     """Carries `link` from `connection_made` on."""
 
-    def __init__(self, link: Link, first: bool) -> None:
-        """`first`: whether this end may speak at once, or has to wait for the other's first word.
+    def __init__(self, link: Link, sending: bytes, receiving: bytes, first: bool) -> None:
+        """`sending`, `receiving`: the keys of both directions. `first`: whether this end may speak
+        at once, or has to wait for the other's first word.
 
         Until then the other end may still take what comes for SSH (`agent.login`).
         """
         self._link = link
+        self._keys = sending, receiving
         self._kept: list[bytes | memoryview] | None = None if first else []
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -41,9 +43,8 @@ class Carrier(asyncio.BufferedProtocol):
         self._accounts = (0, 0, 0, 0)
         self._paused = self._closing = self._output_ended = self._input_ended = False
 
-    async def take(self, connection: socket.socket, sending: bytes, receiving: bytes) -> None:
-        """Carry the link over a connection, sealed with these keys."""
-        self._link.seal(Aead(sending), Aead(receiving))
+    async def take(self, connection: socket.socket) -> None:
+        """Carry the link over this connection."""
         connection.setblocking(False)
         await self._loop.create_connection(lambda: self, sock=connection)
 
@@ -52,6 +53,7 @@ class Carrier(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(_BUFFER)
+        self._link.seal(*map(Aead, self._keys))
         self._link.attach(self._write, self._close, self._pause, self._end_output)
         if self._kept is None:
             self._link.send({"kind": ALIVE})

@@ -184,9 +184,8 @@ class LinkServer:
 
     def _go_on(self, session: _Session) -> None:
         session.say_key()
-        carrier = Carrier(self._link, first=False)
-        taking = carrier.take(session.leave(), session.sending, session.receiving)
-        self._taking = asyncio.ensure_future(taking)
+        carrier = Carrier(self._link, session.sending, session.receiving, first=False)
+        self._taking = asyncio.ensure_future(carrier.take(session.leave()))
 
     def stop_listening(self) -> None:
         """Close the port, and every connection but the one that was admitted. Idempotent."""
@@ -243,8 +242,8 @@ class LinkClient:
             await session.over.wait()
             if not session.complete:
                 raise ConnectionError("the other end has not told its key")
-            carrier = Carrier(self._link, first=True)
-            await carrier.take(session.leave(), session.sending, session.receiving)
+            carrier = Carrier(self._link, session.sending, session.receiving, first=True)
+            await carrier.take(session.leave())
         finally:
             connection.abort()
 
