@@ -16,8 +16,8 @@ LOCK = (
     "add table inet reference; "
     "add chain inet reference in {{ type filter hook prerouting priority -300; }}; "
     "add chain inet reference out {{ type filter hook output priority -300; }}; "
-    "add rule inet reference in ip daddr {address} tcp dport 6379 drop; "
-    "add rule inet reference out ip saddr {address} tcp sport 6379 drop"
+    "add rule inet reference in ip daddr {address} tcp dport {port} drop; "
+    "add rule inet reference out ip saddr {address} tcp sport {port} drop"
 )
 
 
@@ -58,9 +58,15 @@ class Shell:
 
 def migrate(source: Shell, destination: Shell, pid: int, device: str) -> float:
     """Move the Redis; the blackout in ms (lock to resume, one clock: the containers share it)."""
+    blackout, _ = move(source, destination, pid, device, 6379)
+    return blackout
+
+
+def move(source: Shell, destination: Shell, pid: int, device: str, port: int) -> tuple[float, int]:
+    """Move the server of a port; the blackout in ms, and the bytes of the images."""
     for shell in (source, destination):
         shell.run(f"rm -rf {IMAGES}; mkdir -m 700 {IMAGES}")
-    lock = LOCK.format(address=SERVICE)
+    lock = LOCK.format(address=SERVICE, port=port)
     destination.run(f"nft '{lock}'")
     begin = time.monotonic()
     images = source.run(
@@ -76,7 +82,7 @@ def migrate(source: Shell, destination: Shell, pid: int, device: str) -> float:
     blackout = (time.monotonic() - begin) * 1000
     destination.run(f"arping -U -c 1 -I {device} {SERVICE} || true; rm -rf {IMAGES}")
     source.run(f"kill -KILL {pid}; nft delete table inet reference; rm -rf {IMAGES}")
-    return blackout
+    return blackout, len(images)
 
 
 def available(lab: Lab) -> bool:

@@ -280,7 +280,7 @@ class Lab:
 
     def clear(self) -> None:
         """End every workload and take away every service address of earlier tests."""
-        workloads = "[r]edis-server|[n]ginx|[b]yte_server|[s]leep 1000"
+        workloads = "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000"
         for host in HOSTS:
             self.run(host, f"pkill -KILL -f '{workloads}' || true")
             self.run(host, "pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent' || true")

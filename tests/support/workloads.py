@@ -17,13 +17,14 @@ def start_redis(lab: Lab, address: str = SERVICE, host: str = "src") -> int:
     return pid
 
 
-def start_server(lab: Lab, address: str = SERVICE, port: int = 7000) -> int:
-    """byte_server.py on src; its PID."""
+def start_server(
+    lab: Lab, address: str = SERVICE, port: int = 7000, program: str = "byte_server.py"
+) -> int:
+    """byte_server.py, or another one, on src; its PID."""
     lab.add_address("src", address)
-    program = (PROGRAMS / "byte_server.py").read_text()
     for host in HOSTS:
-        lab.put(host, "/tmp/byte_server.py", program)
-    pid = lab.start("src", f"python3 /tmp/byte_server.py {address} {port}")
+        lab.put(host, f"/tmp/{program}", (PROGRAMS / program).read_text())
+    pid = lab.start("src", f"python3 /tmp/{program} {address} {port}")
     probe = f"ss -Hltn src {address if ':' not in address else f'[{address}]'} | grep -c {port}"
     until(lambda: lab.run("src", probe, check=False) == "1", 10, "the server listens")
     return pid
