@@ -80,8 +80,9 @@ def lock(
     """The script that makes a migration's table, in place of the one it may have already.
 
     "hold_syn" drops new SYNs to the listeners and nothing else: handshakes under way are
-    completed, connections go on. "full" drops every TCP packet of the connections and of the
-    listeners' addresses and ports, in both directions, except those marked `LOCK_PASS_MARK`.
+    completed, connections go on; `tighten` follows. "full" drops every TCP packet of the
+    connections and of the listeners' addresses and ports, in both directions, except those marked
+    `LOCK_PASS_MARK`.
     Raises `ValueError` for anything that is not an address of its family or a port.
     """
     table = table_name(migration_id)
@@ -100,6 +101,17 @@ def lock(
     rules = _hold_syn_rules() if stage == "hold_syn" else _full_rules()
     lines += [*_chains(rules), "}"]
     return "\n".join(lines) + "\n"
+
+
+def tighten(migration_id: str, connections: Collection[Connection]) -> str:
+    """The script that takes a lock from "hold_syn" to "full", with more connections in its sets.
+
+    What the sets have already is not sent again: ten thousand cost a tenth of a second. Raises
+    `ValueError` as `lock`.
+    """
+    table = table_name(migration_id)
+    lines = [f"flush table inet {table}", f"table inet {table} {{", *_chains(_full_rules()), "}"]
+    return add_connections(migration_id, connections) + "\n".join(lines) + "\n"
 
 
 def check(connections: Iterable[Connection]) -> None:

@@ -263,6 +263,30 @@ def test_ten_thousand_connections(
     assert took < 0.2, f"{took * 1000:.0f} ms"  # 50 ms on an idle machine
 
 
+def test_a_tightened_lock_is_a_full_one(
+    pair: tuple[Host, Host], locks: Callable[[Host], Lock], family: int
+) -> None:
+    """Rule by rule, whichever of the connections were in its sets before."""
+    server, client = pair
+    lock = locks(server)
+    service = [Listener(family, server.address(family), PORT), Listener(family, None, PORT + 1)]
+    listing = f"list table inet {render.table_name(ID)}"
+    with connected(server, client, family) as held, connected(server, client, family) as later:
+        both = [held.connection(), later.connection()]
+        lock.run(render.lock(ID, both, service, stage="full"))
+        full = lock.run(listing)
+        lock.run(render.lock(ID, both[:1], service, stage="hold_syn"))
+        echo_works(held)
+        echo_works(later)
+        lock.run(render.tighten(ID, both[1:]))
+        lines = lock.run(listing).splitlines()
+        assert sorted(map(str.strip, lines)) == sorted(map(str.strip, full.splitlines()))
+        for one in (held, later):
+            one.client.sendall(b"x")
+            wait_until("the client's timer ran out", lambda c=one.client: retransmits(c) >= 1)
+            assert not readable(one.server)
+
+
 def test_connections_are_added(
     pair: tuple[Host, Host], locks: Callable[[Host], Lock], family: int
 ) -> None:
