@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import select
 import shutil
 import socket
 import struct
@@ -19,6 +18,8 @@ from typing import Any
 
 from agent.criu import messages
 from agent.errors import AgentError
+from agent.kernel.seccomp import EpollTrust
+from agent.kernel.syscalls import readable
 
 # struct page_server_iov, criu/page-xfer.c: command, pages, address, id; PS_IOV_CLOSE
 _NO_PAGES = struct.pack("=I4xQQQ", 0x1023, 0, 0, 0)
@@ -52,8 +53,18 @@ def find_criu() -> str:
 class CriuWorker:
     """One `criu swrk` process; it serves one dump or one restore."""
 
-    def __init__(self, images: Path, log_name: str, pass_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        images: Path,
+        log_name: str,
+        pass_fds: Sequence[int] = (),
+        *,
+        trust: EpollTrust | None = None,
+    ) -> None:
         """Start it. `images` is the directory CRIU reads or writes; `pass_fds` keep their numbers.
+
+        With `trust` it takes what epoll sets watch for what has these numbers: who dumps so has
+        looked. Not for a process with a seccomp filter, which CRIU could not suspend then.
 
         Raises `CriuMissing` or `OSError`.
         """
@@ -75,6 +86,7 @@ class CriuWorker:
                 pass_fds=(theirs.fileno(), server.fileno(), *pass_fds),
                 start_new_session=True,
                 umask=0o077,
+                preexec_fn=None if trust is None else trust.install,
             )
         ours.setblocking(False)
         self.busy = False  # it holds the process
@@ -158,7 +170,7 @@ class CriuWorker:
     def wait_idle(self, seconds: float) -> None:
         """Wait for an answer that nobody awaits any more. Blocks; bounded."""
         if self.busy:
-            select.select([self._socket], [], [], seconds)
+            readable(self._socket.fileno(), seconds)
             self.busy = False
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -88,6 +89,13 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"fallocate: {os.strerror(code)}")
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Wait until there is something to read; whether there is. For any number, unlike select()."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def read_memory(pid: int, ranges: Sequence[tuple[int, int]]) -> bytes:

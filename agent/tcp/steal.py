@@ -6,26 +6,55 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from agent.kernel import uapi
+from agent.kernel import epoll, uapi
 from agent.kernel.syscalls import pidfd_getfd
 from agent.tcp.dumping import was_connected
 
 _PREFIX = "socket:["
 
 
-def socket_descriptors(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
-    """inode -> (pid, descriptor) of one descriptor for each socket the processes have open."""
-    found: dict[int, tuple[int, int]] = {}
+@dataclass(slots=True)
+class Descriptors:
+    """What of the processes' descriptors is sockets, or watches them."""
+
+    sockets: dict[int, tuple[int, int]] = field(default_factory=dict)  # inode -> a pid, its fd
+    inodes: dict[int, dict[int, int]] = field(default_factory=dict)  # pid -> fd -> inode
+    epolls: list[tuple[int, int]] = field(default_factory=list)  # pid, fd
+
+
+def list_descriptors(pids: Iterable[int]) -> Descriptors:
+    """The sockets and epoll sets that the processes have open."""
+    found = Descriptors()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            directory = f"/proc/{pid}/fd"
-            for name in os.listdir(directory):
-                with contextlib.suppress(OSError):
-                    target = os.readlink(f"{directory}/{name}")
-                    if target.startswith(_PREFIX):
-                        found.setdefault(int(target[len(_PREFIX) : -1]), (pid, int(name)))
+            directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                found.inodes[pid] = _list(directory, pid, found)
+            finally:
+                os.close(directory)
     return found
+
+
+def _list(directory: int, pid: int, found: Descriptors) -> dict[int, int]:
+    inodes = {}
+    for name in os.listdir(directory):
+        try:
+            target = os.readlink(name, dir_fd=directory)
+        except OSError:
+            continue  # closed since
+        if target.startswith(_PREFIX):
+            inode = inodes[int(name)] = int(target[len(_PREFIX) : -1])
+            found.sockets.setdefault(inode, (pid, int(name)))
+        elif target == epoll.LINK:
+            found.epolls.append((pid, int(name)))
+    return inodes
+
+
+def socket_descriptors(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """inode -> (pid, descriptor) of one descriptor for each socket the processes have open."""
+    return list_descriptors(pids).sockets
 
 
 def steal(
