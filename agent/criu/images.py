@@ -19,8 +19,13 @@ _IMG_COMMON_MAGIC = 0x54564319
 _FILES_MAGIC = 0x56303138
 _FDINFO_MAGIC = 0x56213732
 _PAGEMAP_MAGIC = 0x56084025
+_IDS_MAGIC = 0x54432030
 _MAGICS = struct.Struct("=II")
 _SIZE = struct.Struct("=I")
+
+
+FILES_HEAD = _MAGICS.pack(_IMG_COMMON_MAGIC, _FILES_MAGIC)
+FDINFO_HEAD = _MAGICS.pack(_IMG_COMMON_MAGIC, _FDINFO_MAGIC)
 
 
 def inherit_key(inode: int) -> str:
@@ -28,8 +33,9 @@ def inherit_key(inode: int) -> str:
     return f"tcp-{inode}"
 
 
-def _entries(image: bytes, magic: int, name: str) -> Iterator[bytes]:
-    if len(image) < _MAGICS.size or _MAGICS.unpack_from(image) != (_IMG_COMMON_MAGIC, magic):
+def entries(image: bytes, head: bytes, name: str) -> Iterator[bytes]:
+    """The messages in an image that begins with `head`. Raises `ImageError`."""
+    if image[: _MAGICS.size] != head:
         raise ImageError(detail=f"{name} does not begin as CRIU's {name} does")
     offset = _MAGICS.size
     while offset < len(image):
@@ -49,9 +55,9 @@ def lazy_ranges(image: bytes) -> list[tuple[int, int]]:
     Raises `ImageError`.
     """
     found: list[tuple[int, int]] = []
-    entries = _entries(image, _PAGEMAP_MAGIC, "pagemap.img")
-    next(entries, None)  # the head
-    for data in entries:
+    rows = entries(image, _MAGICS.pack(_IMG_COMMON_MAGIC, _PAGEMAP_MAGIC), "pagemap.img")
+    next(rows, None)  # the head
+    for data in rows:
         entry = messages.PagemapEntry.FromString(data)
         if entry.flags & messages.PE_LAZY:
             pages = entry.nr_pages or entry.compat_nr_pages
@@ -59,15 +65,25 @@ def lazy_ranges(image: bytes) -> list[tuple[int, int]]:
     return sorted(found)
 
 
+def files_id(image: bytes) -> int:
+    """Which fdinfo-N.img has the descriptors of the process of an ids-PID.img.
+
+    Raises `ImageError`.
+    """
+    for data in entries(image, _MAGICS.pack(_IMG_COMMON_MAGIC, _IDS_MAGIC), "ids.img"):
+        return int(messages.Ids.FromString(data).files_id)
+    raise ImageError(detail="ids.img is empty")
+
+
 def rewrite_files(image: bytes, inodes: Collection[int]) -> tuple[bytes, set[int], set[int]]:
     """files.img with the sockets of `inodes` as inherited files.
 
     Returns the image, the file ids that were changed and the inodes that were found.
     """
-    out = [_MAGICS.pack(_IMG_COMMON_MAGIC, _FILES_MAGIC)]
+    out = [FILES_HEAD]
     ids: set[int] = set()
     found: set[int] = set()
-    for entry in _entries(image, _FILES_MAGIC, "files.img"):
+    for entry in entries(image, FILES_HEAD, "files.img"):
         file = messages.File.FromString(entry)
         if file.type == messages.FD_INETSK and file.isk.ino in inodes:
             socket = file.isk
@@ -86,8 +102,8 @@ def rewrite_files(image: bytes, inodes: Collection[int]) -> tuple[bytes, set[int
 
 def rewrite_fdinfo(image: bytes, ids: Collection[int]) -> bytes:
     """fdinfo-N.img with the descriptors of the changed files as regular ones."""
-    out = [_MAGICS.pack(_IMG_COMMON_MAGIC, _FDINFO_MAGIC)]
-    for entry in _entries(image, _FDINFO_MAGIC, "fdinfo.img"):
+    out = [FDINFO_HEAD]
+    for entry in entries(image, FDINFO_HEAD, "fdinfo.img"):
         info = messages.FdInfo.FromString(entry)
         if info.id in ids:
             info.type = messages.FD_REG

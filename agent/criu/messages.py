@@ -1,7 +1,7 @@
 """The protobuf messages of CRIU that we read or write, by field number.
 
 Only the fields we touch are declared: protobuf keeps the others as it found them. Numbers are from
-CRIU's images/rpc.proto (MIT), fdinfo.proto, pagemap.proto and regfile.proto, version 4.2.
+CRIU's images/rpc.proto (MIT), core.proto, fdinfo.proto, pagemap.proto and regfile.proto, of 4.2.
 Messages we only carry along are declared as bytes, which have the same encoding.
 """
 
@@ -62,6 +62,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
                "fd": (4, "uint32")},
     "File": {"type": (1, "int32"), "id": (2, "uint32"), "reg": (3, "RegFile"),
              "isk": (4, "InetSocket")},
+    "Ids": {"files_id": (2, "uint32")},
     "InetSocket": {"ino": (2, "uint32"), "flags": (9, "uint32"), "fown": (13, "bytes")},
     "PagemapEntry": {"vaddr": (1, "uint64"), "compat_nr_pages": (2, "uint32"),
                      "flags": (4, "uint32"), "nr_pages": (5, "uint64")},
@@ -101,5 +102,6 @@ _classes = _build()
 Request: Any = _classes["Request"]
 Response: Any = _classes["Response"]
 File: Any = _classes["File"]
+Ids: Any = _classes["Ids"]
 FdInfo: Any = _classes["FdInfo"]
 PagemapEntry: Any = _classes["PagemapEntry"]

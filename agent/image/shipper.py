@@ -12,9 +12,10 @@ import os
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from agent.criu import images
-from agent.image.records import CHUNK, ImageError
+from agent.criu import images, sockets
+from agent.image.records import CHUNK, ImageError, Record
 from agent.kernel.syscalls import punch_hole
 from agent.link import Link
 
@@ -75,12 +76,21 @@ class Shipper:
                 self._open[entry.name] = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
                 self._sent[entry.name] = 0
 
-    async def finish(self, inodes: Collection[int]) -> None:
-        """Send the other images, with the sockets of `inodes` as inherited files."""
+    async def finish(self, inodes: Collection[int], watched: list[Any] | None = None) -> None:
+        """Send the other images, with the sockets of `inodes` as inherited files.
+
+        With `watched`, what epoll sets watch of them (`agent.tcp.watched`), they are taken out of
+        the images, and it is said where they are to be put.
+        """
         self._discover()
         while await self._send_pages(growing=False):
             pass
-        content = self._rewritten(inodes)
+        places: dict[int, list[sockets.Row]] = {}
+        content = self._images()
+        if watched is None:
+            self._rewrite(content, inodes)
+        else:
+            places = sockets.remove(content, inodes)
         batch: list[list[object]] = []
         size = 0
         for name, data in content.items():
@@ -94,15 +104,21 @@ class Shipper:
                 batch.append([name, piece])
                 size += len(piece)
         self._link.send({"kind": "file", "files": batch})
-        self._link.send({"kind": "end"})
+        end: Record = {"kind": "end"}
+        if watched is not None:
+            end |= {"places": [list(one) for one in places.items()], "watched": watched}
+        self._link.send(end)
         self._progress(self.memory_bytes)
 
-    def _rewritten(self, inodes: Collection[int]) -> dict[str, bytes]:
-        content = {
+    def _images(self) -> dict[str, bytes]:
+        return {
             entry.name: Path(entry.path).read_bytes()
             for entry in os.scandir(self._directory)
             if entry.name.endswith(".img") and entry.name not in self._open
         }
+
+    @staticmethod
+    def _rewrite(content: dict[str, bytes], inodes: Collection[int]) -> None:
         files, ids, found = images.rewrite_files(content["files.img"], inodes)
         if len(found) != len(inodes):
             raise ImageError(detail=f"{len(inodes) - len(found)} sockets are not in CRIU's images")
@@ -111,7 +127,6 @@ class Shipper:
             for name in content:
                 if name.startswith("fdinfo-"):
                     content[name] = images.rewrite_fdinfo(content[name], ids)
-        return content
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -107,10 +107,10 @@ def _await_stop(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def held(pid: int) -> Iterator[Calls]:
-    """Hold a running process, to have it make calls. Raises `CannotInject`.
+def held(pid: int, *, stopped: bool = False) -> Iterator[Calls]:
+    """Hold a process, to have it make calls. Raises `CannotInject`.
 
-    Not for one that stands still already, nor for one that somebody else traces.
+    It is running, or `stopped` by a signal, and then so again afterwards; nobody else traces it.
     """
     if platform.machine() != "x86_64":
         raise CannotInject(errno.ENOSYS, f"not known how on {platform.machine()}")
@@ -121,7 +121,8 @@ def held(pid: int) -> Iterator[Calls]:
     except OSError as error:
         raise CannotInject(error.errno, error.strerror) from None
     try:
-        _ptrace(_INTERRUPT, pid)
+        if not stopped:  # else it shows itself
+            _ptrace(_INTERRUPT, pid)
         for _ in range(_MOST_STOPS):
             number = _await_stop(pid)
             if number == 0:
