@@ -182,7 +182,7 @@ class DestinationMigration:
             await self._until("end")
             self._machine.on("restore", **self._host.about_worker)
             pid = await self._restore()
-            self._custody.journal.note(births=self._host.births, streams=self._host.remembered)
+            self._custody.journal.note(births=self._host.births, **self._host.remembered)
             self._machine.on("restored")
             await self._faults.at("restored")
             self._link.send({"kind": "prepared", "pid": pid})
@@ -279,6 +279,8 @@ class DestinationMigration:
         elif kind == "time_waits":
             host.add_time_waits(record)
             self._link.send({"kind": "time_waits_held"})
+        elif kind == "end":
+            host.take_places(record)
         elif kind == "undo":
             raise from_wire(record.get("error"))
         elif kind == "handover":

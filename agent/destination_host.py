@@ -15,7 +15,7 @@ from agent.criu.worker import CriuWorker
 from agent.errors import AgentError, ProtocolError, shown
 from agent.fault import Faults
 from agent.freeze import Tree
-from agent.host import MAX_SOCKETS, Host, from_rows
+from agent.host import MANY, MAX_SOCKETS, Host, from_rows
 from agent.image.records import Record
 from agent.kernel import proc, uapi
 from agent.link import Link
@@ -24,15 +24,19 @@ from agent.memory.paging import Heard, PagerFailed, Paging
 from agent.memory.store import PageStores
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
+from agent.offspring import beside
 from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import may_follow
 from agent.successor import remembered
-from agent.tcp import opening, options, time_wait
+from agent.tcp import opening, options, placing, time_wait
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
 from agent.tcp.option_check import Sieve
+from agent.tcp.placing import Places
 from agent.tcp.restoring import abandon, new_socket, release, restore
+from agent.tcp.rtt import early
+from agent.tcp.segment import Inject
 from agent.tcp.stream import Stream, StreamError
 from agent.tcp.time_wait import TimeWait
 from agent.tcp.wake import Waking, endpoints, opens, wake
@@ -71,6 +75,7 @@ class DestinationHost(Host):
         self._tree: Tree | None = None
         self._stores: PageStores | None = None
         self._paging: Paging | None = None
+        self._places: Places | None = None
         self._restoring: asyncio.Task[int] | None = None
         self._took_addresses = False
         self.resumed_at = 0.0
@@ -115,6 +120,8 @@ class DestinationHost(Host):
             self._worker.close()
         sockets = [sock for spare in self._spare.values() for sock in spare]
         sockets += [sock for sock, _ in self._restored]
+        if len(sockets) >= MANY and placing.possible() and not self._restored:
+            sockets = []  # they will be put into their places; else this is started again
         self._inheritable = {sock.fileno() for sock in sockets}
         self._worker = CriuWorker(self._store.path, "restore.log", sorted(self._inheritable))
         self._opened.callback(self._worker.close)
@@ -180,10 +187,9 @@ class DestinationHost(Host):
         return self._tree.births if self._tree is not None else []
 
     @property
-    def remembered(self) -> list[list[Any]]:
+    def remembered(self) -> dict[str, Any]:
         """What a release by somebody else would have to know of the streams."""
-        rows = (remembered(stream) for _, stream in self._restored if stream.has_peer)
-        return [row for row in rows if row is not None]
+        return remembered(stream for _, stream in self._restored)
 
     def take_pages(self, record: Record) -> None:
         """Keep memory that comes ahead, and have somebody ready to give it to the process."""
@@ -215,7 +221,10 @@ class DestinationHost(Host):
             await self._faults.at("restore_process")
             self._pids_free()
             self._store.finish()
-            inherit = {inherit_key(stream.inode): sock.fileno() for sock, stream in self._restored}
+            inherit = {}
+            if self._places is None:
+                pairs = self._restored
+                inherit = {inherit_key(stream.inode): sock.fileno() for sock, stream in pairs}
             if not self._inheritable.issuperset(inherit.values()):
                 self._start_worker()
             assert self._worker is not None
@@ -237,7 +246,20 @@ class DestinationHost(Host):
                 if restored is not None:
                     restored.cancel()
                     await asyncio.gather(restored, return_exceptions=True)
+            self._place()
             return pid
+
+    def take_places(self, record: Record) -> None:
+        """Where the sockets are to be put, if it is not CRIU that does it."""
+        if "places" in record:
+            self._places = Places.from_wire(record)
+            self._places.check({stream.inode for _, stream in self._restored})
+
+    def _place(self) -> None:
+        if self._places is not None:
+            assert self._tree is not None
+            sockets = {stream.inode: sock for sock, stream in self._restored}
+            self._places.fill(self._tree.pidfds, sockets)
 
     def _hold_tree(self, pid: int) -> None:
         self._tree = Tree(pid)
@@ -261,16 +283,32 @@ class DestinationHost(Host):
             settle(sock, stream, self._replayer.inject)
 
     def release(self) -> None:
-        """Leave repair mode, stream by stream: from now on the peers have heard of us."""
+        """Leave repair mode, stream by stream: from now on the peers have heard of us.
+
+        Of many a child leaves it for one half, as another processor may be free.
+        """
+        handed = self._half()
+        done = beside(lambda: _release(handed, None)) if handed else lambda: True
+        apart = {id(stream) for _, stream in handed}
         for sock, stream in self._restored:
             if not stream.has_peer:
                 options.restore_owner(sock, stream.options)
                 continue
             waking = Waking(sock, stream, time.monotonic())
-            with contextlib.suppress(OSError):  # such a stream then reports no answer
-                release(sock, stream, self._replayer.inject)
+            if id(stream) not in apart:
+                _release([(sock, stream)], self._replayer.inject)
             waking.begin()
             self._waking.append(waking)
+        if not done():
+            _release(handed, None)  # twice is a second probe
+
+    def _half(self) -> list[tuple[socket.socket, Stream]]:
+        """Of many streams half of those whose release is the same for all."""
+        plain = [
+            one for one in self._restored
+            if one[1].state == uapi.TCP_ESTABLISHED and not early(one[1])
+        ]  # fmt: skip
+        return plain[: len(plain) // 2] if len(plain) >= MANY else []
 
     def thaw(self, stopped: set[int]) -> None:
         """Let the process go on, but for members that were stopped before."""
@@ -391,3 +429,9 @@ class DestinationHost(Host):
 
     def wake_reports(self) -> list[dict[str, Any]]:
         return [waking.report() for waking in self._waking]
+
+
+def _release(streams: list[tuple[socket.socket, Stream]], inject: Inject | None) -> None:
+    for sock, stream in streams:
+        with contextlib.suppress(OSError):  # such a stream then reports no answer
+            release(sock, stream, inject)

@@ -10,6 +10,7 @@ from agent.errors import ProtocolError
 from agent.fault import Faults
 from agent.image.records import Record
 from agent.image.store import ImageStore
+from agent.kernel.limits import raise_descriptors
 from agent.kernel.memory import keep_freed_memory
 from agent.kernel.perf import Breakpoints
 from agent.netlock import apply, render
@@ -21,6 +22,7 @@ from agent.tcp.capture import Capture
 from agent.tcp.replay import Replayer
 
 MAX_SOCKETS = 1 << 20
+MANY = 256  # sockets: from here on CRIU's ways of looking each of them up are gone round
 
 
 class Host:
@@ -39,6 +41,7 @@ class Host:
         self._connections: set[Connection] = set()
         self._capture: Capture | None = None
         self.needs_images = False  # also when this is closed: somebody goes on with them
+        raise_descriptors()
         keep_freed_memory()
         apply.warm()
         options.warm_up()

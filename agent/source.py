@@ -186,7 +186,7 @@ class SourceMigration:
             await host.freeze()
             self._custody.journal.note(births=host.births, stopped=host.stopped_before)
             await self._faults.at("freeze")
-        await host.dump_and_ship(self._link)
+        await host.dump_and_ship(self._link, self._custody.journal.note)
         machine.on("shipped")
         async with self._answering(talk):
             await self._hand_over(talk)

@@ -15,11 +15,12 @@ from agent.criu.worker import CriuWorker
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import Faults
 from agent.freeze import Tree
-from agent.host import Host, to_rows
+from agent.host import MANY, Host, to_rows
 from agent.image.shipper import Shipper
 from agent.image.streams import stream_records
-from agent.kernel import proc, uapi
+from agent.kernel import limits, proc, uapi
 from agent.kernel.nflog import PacketLog
+from agent.kernel.seccomp import EpollTrust, filtered
 from agent.link import Link
 from agent.memory.ahead import Ahead, another, check_last
 from agent.memory.serving import Serving
@@ -28,19 +29,22 @@ from agent.netlock.apply import LockError
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
 from agent.plan import POST_COPY, Plan
-from agent.tcp import time_wait
+from agent.tcp import placing, time_wait
 from agent.tcp.dumping import dump
 from agent.tcp.inventory import (
     check_closing,
     connection,
     drain_accept_queues,
     drain_closing,
+    inventory_of,
     take_inventory,
 )
 from agent.tcp.restoring import leave_repair, release
-from agent.tcp.steal import socket_descriptors, steal
+from agent.tcp.steal import Descriptors, list_descriptors, steal
 from agent.tcp.stream import Stream, format_address
+from agent.tcp.watched import look
 
+_BATCH = 512  # streams
 _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
 
@@ -60,12 +64,14 @@ class SourceHost(Host):
         self._send_event = send_event
         self._streams: list[Stream] = []
         self._sockets: dict[int, socket.socket] = {}
+        self._descriptors: Descriptors | None = None
         self._dumping: asyncio.Task[None] | None = None
         self._shipper: Shipper | None = None
         self._ahead: Ahead | None = None
         self._serving: Serving | None = None
         self._packets: list[bytes] = []
         self._locked = False
+        self._in_lock: set[Connection] = set()
         self._gave_addresses = False
         self.locked_at = 0.0
         devices = [one.source_device for one in plan.addresses]
@@ -74,9 +80,16 @@ class SourceHost(Host):
     def _open(self, opened: contextlib.ExitStack) -> None:
         self._tree = Tree(self._plan.pid)
         opened.callback(self._tree.close)
+        self._trusting = False
         self._worker = CriuWorker(self._store.path, "dump.log")
-        opened.callback(self._worker.close)
+        opened.callback(lambda: self._worker.close())
         opened.callback(self._abandon)
+
+    def _start_worker(self, *, trust: EpollTrust | None = None) -> None:
+        """Another CRIU in the place of the one that waits."""
+        self._worker.close()
+        self._trusting = trust is not None
+        self._worker = CriuWorker(self._store.path, "dump.log", trust=trust)
 
     # --- forward
 
@@ -99,14 +112,31 @@ class SourceHost(Host):
             check_last(ahead.rounds, self._plan.max_blackout)
 
     def inventory(self) -> dict[str, Any]:
-        """The connections of now: {"connections": [[family, local, ...]], "families": [AF_*]}"""
+        """{"connections": [[family, local, ...]], "families": [AF_*]}
+
+        The connections are those that no earlier call has told.
+        """
         self._tree.refresh()
-        inventory = take_inventory(self._tree.pidfds)
-        self._connections.update(inventory.connections)
-        return {
-            "connections": to_rows(inventory.connections),
-            "families": inventory.families,
+        if self._descriptors is None:
+            inventory = take_inventory(self._tree.pidfds)
+        else:
+            inventory = inventory_of(self._sockets.values())
+        fresh = [one for one in inventory.connections if one not in self._connections]
+        self._connections.update(fresh)
+        return {"connections": to_rows(fresh), "families": inventory.families}
+
+    def _keep(self) -> None:
+        """Have copies of the sockets, as it takes a while to make many.
+
+        One that the process closes from now on says so to its peer when our copy is closed, too.
+        """
+        self._descriptors = found = list_descriptors(self._tree.pids)
+        for inode in self._sockets.keys() - found.sockets.keys():
+            self._sockets.pop(inode).close()
+        wanted = {
+            inode: place for inode, place in found.sockets.items() if inode not in self._sockets
         }
+        self._sockets |= steal(self._tree.pidfds, wanted)
 
     def time_waits(self) -> list[list[Any]]:
         """What is in TIME_WAIT on the addresses, as rows; none where it cannot be asked."""
@@ -127,9 +157,17 @@ class SourceHost(Host):
     async def hold_new_connections(self) -> None:
         """Drop new SYNs (their peers try again, or are replayed) and let accept() catch up."""
         self._start_capture()
-        apply.run(render.lock(self._plan.id, [], self._listeners, stage="hold_syn"))
+        known = sorted(self._connections)  # in the lock's sets before the blackout needs them
+        apply.run(render.lock(self._plan.id, known, self._listeners, stage="hold_syn"))
+        self._in_lock = set(known)
         self._locked = True
+        if len(self._connections) >= MANY and not filtered(self._tree.pids):
+            with contextlib.suppress(OSError):  # then CRIU asks the kernel, and that takes time
+                self._start_worker(trust=EpollTrust())
         await drain_accept_queues(self._tree.pidfds)
+        if len(self._connections) >= MANY:
+            self._keep()
+            self._keep()  # what was closed in the time that the first one took
         await drain_closing(self._addresses)
 
     def lock(self) -> None:
@@ -137,8 +175,10 @@ class SourceHost(Host):
         if self._capture is not None:
             # What came until now has been delivered, but for the SYNs that are held off.
             self._packets += self._capture.drain(set(), self._listeners)
+        fresh = sorted(self._connections - self._in_lock)
+        script = render.tighten(self._plan.id, fresh)
         self.locked_at = time.monotonic()
-        self._lock_fully()
+        apply.run(script)
 
     @property
     def about_worker(self) -> dict[str, int]:
@@ -158,21 +198,27 @@ class SourceHost(Host):
         """Members that somebody had stopped already; they stay stopped."""
         return sorted(self._tree.stopped_before)
 
-    async def dump_and_ship(self, link: Link) -> None:
-        """Send the streams, then the images while CRIU writes them."""
+    async def dump_and_ship(self, link: Link, note: Callable[..., None]) -> None:
+        """Send the streams, then the images while CRIU writes them.
+
+        `note` is told where it is another CRIU than `about_worker` has said.
+        """
         phases = self._phases
-        check_closing(self._addresses)  # closed between the last look and the freeze
         # CRIU opens descriptors inside the tree; ours is the list from before.
-        descriptors = socket_descriptors(self._tree.pids)
-        self._sockets = steal(self._tree.pidfds, descriptors)
+        self._keep()
+        assert self._descriptors is not None
+        check_closing(self._addresses)  # closed between the last look and the freeze
+        watched = None
+        if len(self._sockets) >= MANY and self._can_be_placed():
+            watched = look(self._descriptors, self._sockets)
+        if self._trusting and (watched is None or not watched.sound):
+            self._start_worker()
+            note(**self.about_worker)
         self._dumping = asyncio.create_task(self._dump_process())
         await asyncio.sleep(0)
         with phases.step("dump_streams"):
             await self._faults.at("dump_streams")
-            self._dump_streams(link)
-            for record in stream_records(self._streams):
-                link.send(record)
-                await link.drain()
+            await self._dump_streams(link)
         if self._ahead is not None:
             with phases.step("ship"):
                 if self._plan.memory_mode == POST_COPY:
@@ -184,7 +230,13 @@ class SourceHost(Host):
         await self._shipper.follow(self._dumping)
         with phases.step("ship"):
             await self._faults.at("ship")
-            await self._shipper.finish(self._sockets.keys())
+            rows = watched.rows if watched is not None and watched.sound else None
+            await self._shipper.finish(self._sockets.keys(), rows)
+
+    def _can_be_placed(self) -> bool:
+        assert self._descriptors is not None
+        highest = {pid: max(fds, default=0) for pid, fds in self._descriptors.inodes.items()}
+        return placing.possible() and all(limits.has_room(*one) for one in highest.items())
 
     async def _dump_process(self) -> None:
         with self._phases.step("dump_process"):
@@ -192,19 +244,28 @@ class SourceHost(Host):
             lazy = self._ahead is not None
             await self._worker.dump(self._plan.pid, shell_job=self._plan.shell_job, lazy=lazy)
 
-    def _dump_streams(self, link: Link) -> None:
-        fresh: list[Connection] = []
+    async def _dump_streams(self, link: Link) -> None:
+        """Dump and send them some at a time: the destination restores while we go on."""
+        listening: list[Stream] = []  # restored last: bind beside a listener would fail
+        batch: list[Stream] = []
         for inode, sock in self._sockets.items():
             stream = dump(sock, inode)
-            self._streams.append(stream)
-            if stream.has_peer:
-                one = connection(stream.local, stream.remote)
-                if one not in self._connections:
-                    fresh.append(one)
-        self._streams.sort(key=lambda stream: stream.state == uapi.TCP_LISTEN)
-        if fresh:  # accepted or opened since the last look; listeners' ports were locked
+            (listening if stream.state == uapi.TCP_LISTEN else batch).append(stream)
+            if len(batch) == _BATCH:
+                await self._send_streams(link, batch)
+                batch = []
+        await self._send_streams(link, [*batch, *listening])
+
+    async def _send_streams(self, link: Link, streams: list[Stream]) -> None:
+        self._streams += streams
+        ends = (connection(one.local, one.remote) for one in streams if one.has_peer)
+        if fresh := [one for one in ends if one not in self._connections]:
+            # Accepted or opened since the last look; listeners' ports were locked.
             self._lock_also(fresh)
             link.send({"kind": "connections", "connections": to_rows(fresh)})
+        for record in stream_records(streams):
+            link.send(record)
+            await link.drain()
 
     def _progress(self, done: int) -> None:
         self._send_event(

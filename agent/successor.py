@@ -13,7 +13,7 @@ import dataclasses
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,38 @@ _PROBES = (0.1, 0.3)  # seconds after the first window probe, as it may have bee
 _MASK = 0xFFFFFFFF
 
 
-def remembered(stream: Stream) -> list[Any] | None:
-    """What of a restored stream its release needs, as a row; None where that is the same for all.
+def remembered(streams: Iterable[Stream]) -> dict[str, Any]:
+    """What the release of restored streams needs to know: {"streams": rows, "common": options}.
 
-    Without the queues, whose bytes are in the kernel by then.
+    Established ones need their options alone, and most have the same: those are said once. Without
+    the queues, whose bytes are in the kernel by then.
     """
-    if stream.state == uapi.TCP_ESTABLISHED and not options.late(stream.options):
-        return None
-    rest = dataclasses.replace(
+    plain: dict[str, list[Stream]] = {}
+    alike: list[Stream] = []  # as the last one: to compare is cheaper than to look up
+    rows = []
+    for stream in streams:
+        if not stream.has_peer:
+            continue
+        if stream.state == uapi.TCP_ESTABLISHED:
+            if not alike or alike[0].options != stream.options:
+                alike = plain.setdefault(repr(stream.options), [])
+            alike.append(stream)
+        else:
+            rows.append(_row(stream))
+    most = max(plain.values(), key=len, default=[])
+    rows += [_row(one) for others in plain.values() if others is not most for one in others]
+    return {"streams": rows, "common": [list(one) for one in most[0].options] if most else []}
+
+
+def _row(stream: Stream) -> list[Any]:
+    return dataclasses.replace(
         stream,
         receive_seq=(stream.receive_seq + len(stream.receive_queue)) & _MASK,
         receive_queue=b"",
         send_queue=b"",
         unsent=0,
         urgent=0,
-    )
-    return rest.to_wire()
+    ).to_wire()
 
 
 def _plain(name: tuple[Any, ...]) -> tuple[str, int]:
@@ -78,6 +94,7 @@ class Successor:
         self._history = history
         self.same_boot = self._facts.get("boot") == proc.boot_id()
         self._peer_asleep: list[socket.socket] = []
+        self._common: list[options.Recorded] = []  # options of what no row tells of
 
     def do(self, action: str) -> None:
         """One action of the table; those that only tell somebody something do nothing."""
@@ -169,6 +186,8 @@ class Successor:
                 return
             rows = [Stream.from_wire(row) for row in self._facts.get("streams", [])]
             streams = {(one.local, one.remote): one for one in rows}
+            common = [(*one,) for one in self._facts.get("common", [])]
+            self._common = [one for one in common if len(one) == 3 and options.valid(*one)]
             for sock in steal(tree.pidfds, socket_descriptors(tree.pids)).values():
                 try:
                     self._release(sock, streams)
@@ -190,7 +209,7 @@ class Successor:
             # Repair mode has cleared it, and a listener that starts anew needs it of them all.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self._role == DESTINATION:
-                options.restore_late(sock, [])
+                options.restore_late(sock, self._common)
         self._peer_asleep.append(sock)
 
     def _probe_again(self) -> None:

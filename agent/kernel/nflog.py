@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
 
 from agent.kernel import uapi
+from agent.kernel.syscalls import readable
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SUBSYSTEM = 4 << 8  # NFNL_SUBSYS_ULOG
@@ -51,7 +51,7 @@ class PacketLog:
         body = _GENERIC.pack(socket.AF_UNSPEC, 0, group) + attribute + bytes(-len(attribute) % 4)
         header = _HEADER.pack(_HEADER.size + len(body), _CONFIG, _REQUEST | _ACK, 1, 0)
         self._socket.send(header + body)
-        if not select.select([self._socket], [], [], 1)[0]:
+        if not readable(self._socket.fileno(), 1):
             raise OSError(errno.ETIMEDOUT, "nfnetlink_log does not answer")
         (code,) = _CODE.unpack_from(self._socket.recv(_BUFFER), _HEADER.size)
         if code:

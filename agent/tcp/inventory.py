@@ -53,10 +53,19 @@ class Inventory:
 
 def take_inventory(pidfds: Mapping[int, int]) -> Inventory:
     """The live TCP sockets of the processes now."""
-    inventory = Inventory()
     stolen = steal(pidfds, socket_descriptors(pidfds))
-    for sock in stolen.values():
-        with sock, contextlib.suppress(OSError):  # not connected any more
+    try:
+        return inventory_of(stolen.values())
+    finally:
+        for sock in stolen.values():
+            sock.close()
+
+
+def inventory_of(sockets: Iterable[socket.socket]) -> Inventory:
+    """The same of copies that there are already."""
+    inventory = Inventory()
+    for sock in sockets:
+        with contextlib.suppress(OSError):  # not connected any more
             inventory.families.append(sock.family)
             if state_of(sock) not in ALONE:
                 inventory.connections.append(connection_of(sock))

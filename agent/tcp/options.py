@@ -50,7 +50,6 @@ _LOW_WATER = (_SOL, uapi.SO_RCVLOWAT)
 _REUSE = (_SOL, uapi.SO_REUSEADDR)
 _TRANSPARENT = (socket.IPPROTO_IP, uapi.IP_TRANSPARENT)
 _LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
-_AFTERWARDS = _LATE | {_REUSE, _TRANSPARENT}
 _MEMORY = struct.Struct("=I12xIII")  # RMEM_ALLOC, FWD_ALLOC, WMEM_QUEUED, OPTMEM of SO_MEMINFO
 _LEAST_PAGE = 4096  # bytes: SO_RESERVE_MEM is of whole pages
 _NO_RATE = b"\xff" * 8
@@ -295,11 +294,6 @@ def _given() -> dict[tuple[int, int], tuple[OptionValue, OptionValue]]:
                     sock.setsockopt(level, number, fixed)
                     rows[level, number] = (value, fixed)
     return rows
-
-
-def late(options: Sequence[Recorded]) -> bool:
-    """Whether `restore_late` or `restore_cleared` has any of them to set."""
-    return any((level, number) in _AFTERWARDS for level, number, _ in options)
 
 
 def device(options: Sequence[Recorded]) -> bytes:

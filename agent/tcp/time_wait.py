@@ -8,7 +8,6 @@ restored and closed on both sides without a word, which leaves the kernel's own 
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import time
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from agent.errors import ProtocolError, shown
 from agent.kernel import sockdiag, uapi
 from agent.kernel.nflog import PacketLog
+from agent.kernel.syscalls import readable
 from agent.netlock.render import Connection
 from agent.tcp.opening import option_offset
 from agent.tcp.replay import parse
@@ -78,7 +78,7 @@ def ask(wanted: Collection[Connection], log: PacketLog, inject: Inject) -> list[
     found: dict[tuple[bytes, bytes, bytes], TimeWait] = {}
     deadline = time.monotonic() + _PATIENCE
     while len(found) < len(asked) and (rest := deadline - time.monotonic()) > 0:
-        select.select([log], [], [], rest)
+        readable(log.fileno(), rest)
         for packet in log.packets():
             answer = parse(packet)
             if answer is None:

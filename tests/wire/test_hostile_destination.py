@@ -60,7 +60,7 @@ class Host(Nothing):
     async def freeze(self) -> None:
         self.frozen = True
 
-    async def dump_and_ship(self, link: Any) -> None:
+    async def dump_and_ship(self, link: Any, note: Any) -> None:
         link.send({"kind": "end"})
 
     def locked_out(self) -> list[bytes]:

@@ -1,0 +1,46 @@
+"""Work that a fork does, and limits that it inherits."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.kernel import limits
+from agent.offspring import beside
+
+
+def test_a_fork_does_the_work(tmp_path: Path) -> None:
+    done = beside(lambda: (tmp_path / "pid").write_text(str(os.getpid())) and None)
+    assert done()
+    assert int((tmp_path / "pid").read_text()) != os.getpid()
+
+
+def test_work_that_failed_is_told() -> None:
+    def work() -> None:
+        raise OSError("no")
+
+    assert not beside(work)()
+
+
+@pytest.fixture
+def open_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("open_files")
+def test_the_limit_of_open_files_is_raised() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    assert limits.descriptors(os.getpid()) == 256
+    assert limits.has_room(os.getpid(), 250)
+    assert not limits.has_room(os.getpid(), 254)
+    most = limits.raise_descriptors()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+    assert most >= hard
+    assert limits.descriptors(os.getpid()) == most
