@@ -108,7 +108,7 @@ class SourceHost(Host):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
             gets_on()
-        if not later:
+        if not later and not self._plan.bandwidth:  # which does not hold in the blackout
             check_last(ahead.rounds, self._plan.max_blackout)
 
     def inventory(self) -> dict[str, Any]:
