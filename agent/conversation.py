@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from agent.errors import AgentError, ProtocolError, from_wire, shown
 from agent.image.records import Record
@@ -24,8 +24,15 @@ FROM_DESTINATION = (
 class Conversation:
     """Reads the link until it ends."""
 
-    def __init__(self, link: Link, on_failure: Callable[[AgentError], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        on_failure: Callable[[AgentError], None],
+        takers: Mapping[str, Callable[[Record], Awaitable[None]]] | None = None,
+    ) -> None:
+        """`takers`: who takes records of a kind as they come; meanwhile no other is read."""
         self._link = link
+        self._takers = takers or {}
         self._on_failure = on_failure
         self._records: dict[str, deque[Record]] = {kind: deque() for kind in FROM_DESTINATION}
         self._handlers: dict[str, Callable[[Record], None]] = {}
@@ -66,7 +73,12 @@ class Conversation:
     async def _read(self) -> None:
         try:
             while True:
-                self._take(await self._link.receive())
+                record = await self._link.receive()
+                taker = self._takers.get(record["kind"])
+                if taker is not None:
+                    await taker(record)
+                    continue
+                self._take(record)
                 self._news.set()
         except AgentError as error:
             self._failure = error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import time
 from typing import Any
@@ -39,6 +40,8 @@ from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import DESTINATION
 from agent.server import Server
+from agent.sync.destination import SyncDestination
+from agent.sync.errors import SyncFull
 
 _LINK_TIMEOUT = 30.0  # seconds for the source to connect
 _LOCK_TIMEOUT = 20.0  # seconds for it to ask for the lock, then
@@ -50,8 +53,9 @@ _GOODBYE = 5.0  # seconds after the peers are awake for the source's last packet
 
 # What the source may say until it has said this; the lock comes before all that needs it.
 _IN_TURN = {
-    "lock": {"ping", "undo", "pages", "lock"},
+    "lock": {"ping", "undo", "sync", "pages", "lock"},
     "end": {
+        "sync",
         "pages",
         "owed",
         "connections",
@@ -102,6 +106,8 @@ class DestinationMigration:
         try:
             await self._faults.at("prepare")
             self._host = DestinationHost(self._plan, self._phases, self._faults)
+            gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
+            self._sync = SyncDestination(self._plan, self._link, gets_on)
             try:
                 reply = await self._listener.listen(reached_address() or "127.0.0.1")
             except BaseException:
@@ -180,9 +186,11 @@ class DestinationMigration:
         await self._until("lock", _LOCK_TIMEOUT)
         async with asyncio.timeout(self._plan.max_blackout + _SLACK) as deadline:
             await self._until("end")
+            self._sync.check_over()
             self._machine.on("restore", **self._host.about_worker)
             pid = await self._restore()
             self._custody.journal.note(births=self._host.births, **self._host.remembered)
+            await self._sync.on_disk()
             self._machine.on("restored")
             await self._faults.at("restored")
             self._link.send({"kind": "prepared", "pid": pid})
@@ -252,6 +260,8 @@ class DestinationMigration:
         host = self._host
         if kind == "file":
             await self._store(record)
+        elif kind == "sync":
+            await self._take_files(record)
         elif kind == "pages":
             await self._faults.at("pages")
             if self._filling is not None:
@@ -285,6 +295,14 @@ class DestinationMigration:
             raise from_wire(record.get("error"))
         elif kind == "handover":
             self._handover = record
+
+    async def _take_files(self, record: Record) -> None:
+        if self._machine.state == "linked":
+            self._phases.current = "sync"
+        if self._faults.action("sync") == FULL:
+            raise SyncFull(detail="a fault was asked for")
+        await self._faults.at("sync")
+        await self._sync.take(record)
 
     async def _store(self, record: Record) -> None:
         self._phases.current = "ship"
@@ -439,6 +457,7 @@ class DestinationMigration:
 
     async def _close(self) -> None:
         self._listener.stop_listening()
+        self._sync.close()
         self._host.needs_images = self._machine.state == "running"
         self._host.close()
         if self._link.opened.is_set():

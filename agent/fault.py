@@ -66,10 +66,12 @@ def _points(
 POINTS = [
     *_points(SOURCE, [
         ("prepare", "its journal is begun, nothing else"),
+        ("sync", "the link is there, no file is brought"),
         ("pre_copy", "the link is there, no memory is sent"),
         ("lock", "the link is there, nothing is touched"),
         ("locked", "both hosts are locked, the process runs"),
         ("freeze", "the process is frozen"),
+        ("sync_last", "files that have changed are looked for, with the process frozen"),
         ("dump_streams", "no stream is dumped yet"),
         ("dump_process", "CRIU is about to dump"),
         ("ship", "the images are on their way"),
@@ -82,6 +84,7 @@ POINTS = [
     ], more={"ship": _SPOILT}),
     *_points(DESTINATION, [
         ("prepare", "its journal is begun, nothing else"),
+        ("sync", "files come"),
         ("lock", "the source asks for the lock"),
         ("pages", "memory comes ahead"),
         ("restore_streams", "streams have come"),

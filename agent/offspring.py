@@ -15,15 +15,21 @@ _CODE = (
 )
 
 
+def command(module: str, arguments: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The command that runs `main` of a module, and the descriptors it needs."""
+    root = sys.path[0]
+    archive = [int(Path(root).name)] if root.startswith("/proc/self/fd/") else []
+    root = root if archive else str(Path(__file__).resolve().parents[1])
+    return [sys.executable, "-c", _CODE.format(module=module), root, *arguments], archive
+
+
 def start(
     module: str, arguments: Sequence[str], pass_fds: Sequence[int]
 ) -> subprocess.Popen[bytes]:
     """Run `main` of a module in a session of its own; it outlives us. Raises `OSError`."""
-    root = sys.path[0]
-    archive = [int(Path(root).name)] if root.startswith("/proc/self/fd/") else []
-    root = root if archive else str(Path(__file__).resolve().parents[1])
+    words, archive = command(module, arguments)
     return subprocess.Popen(
-        [sys.executable, "-c", _CODE.format(module=module), root, *arguments],
+        words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from agent.bandwidth import MAX_RATE, MIN_RATE
 from agent.errors import ProtocolError, shown
+from agent.sync.paths import MAX_PATHS, why_not, why_not_file
 
 ID_PATTERN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 
@@ -87,6 +88,9 @@ class Plan:
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent
     missing_options: bool = False  # socket options that the destination lacks are left out
+    sync_dirs: tuple[str, ...] = ()  # brought to the destination with all that is in them
+    sync_files: tuple[str, ...] = ()  # regular files that are brought
+    sync_places: tuple[str, ...] = ()  # directories that are made, with nothing in them
     link_hosts: tuple[str, ...] = ()  # where the destination's sshd was reached
     faults: tuple[str, ...] = ()  # POINT@ROLE=ACTION, see agent.fault
 
@@ -97,6 +101,11 @@ class Plan:
             if isinstance(value, tuple):
                 wire[name] = list(value)
         return wire
+
+    @property
+    def syncs(self) -> bool:
+        """Whether files are brought."""
+        return bool(self.sync_dirs or self.sync_files or self.sync_places)
 
     @classmethod
     def from_wire(cls, wire: object) -> Plan:
@@ -120,6 +129,9 @@ class Plan:
             replay=_boolean(values["replay"], "replay"),
             boundary=_boolean(values["boundary"], "boundary"),
             missing_options=_boolean(values["missing_options"], "missing_options"),
+            sync_dirs=_tuple(values["sync_dirs"], _sync_dir, MAX_PATHS, "sync_dirs"),
+            sync_files=_tuple(values["sync_files"], _sync_file, MAX_PATHS, "sync_files"),
+            sync_places=_tuple(values["sync_places"], _sync_dir, MAX_PATHS, "sync_places"),
             link_hosts=_tuple(values["link_hosts"], _text, MAX_LINK_HOSTS, "link_hosts"),
             faults=_tuple(values["faults"], _text, MAX_FAULTS, "faults"),
         )
@@ -226,6 +238,20 @@ def _path(value: object, where: str) -> str:
     if "\0" in value or value == "/" or any(part in (".", "..") for part in value.split("/")):
         raise _malformed(where, f"{shown(value, 80)} is not a path of a directory to use")
     return value
+
+
+def _sync_dir(value: object, where: str) -> str:
+    path = _path(value, where)
+    if (reason := why_not(path)) is not None:
+        raise _malformed(where, f"{shown(path, 80)} may not be brought: {reason}")
+    return path
+
+
+def _sync_file(value: object, where: str) -> str:
+    path = _path(value, where)
+    if (reason := why_not_file(path)) is not None:
+        raise _malformed(where, f"{shown(path, 80)} may not be brought: {reason}")
+    return path
 
 
 def _matching(value: object, pattern: re.Pattern[str], where: str) -> str:

@@ -56,6 +56,7 @@ class Calls:
             "probe.host": self._probe_host,
             "probe.process": self._probe_process,
             "probe.destination": self._probe_destination,
+            "sync.look": self._sync_look,
             "source.prepare": self._source_prepare,
             "source.run": self._source_run,
             "source.cancel": self._source_cancel,
@@ -95,6 +96,11 @@ class Calls:
         from agent import probe
 
         return await probe.destination(process=process, images_dir=images_dir)
+
+    async def _sync_look(self, paths: list[str]) -> Any:
+        from agent.sync import look
+
+        return await asyncio.to_thread(look.look, look.checked(paths))
 
     async def _source_prepare(self, plan: dict[str, Any]) -> Any:
         from agent.source import SourceMigration

@@ -14,7 +14,7 @@ import functools
 import gc
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from agent import host_id
@@ -41,6 +41,7 @@ from agent.plan import POST_COPY, STOP, Plan
 from agent.protocol import SOURCE
 from agent.server import Server
 from agent.source_host import SourceHost
+from agent.sync.source import SyncSource
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
 _LOCK_TIMEOUT = 15.0  # seconds for both hosts to be locked
@@ -77,6 +78,7 @@ class SourceMigration:
         self._to_end: tuple[str, ...] = ()
         self._serving: asyncio.Future[None] | None = None
         self._custody: Custody
+        self._sync: SyncSource | None = None
         self._running = False
 
     # --- calls
@@ -95,6 +97,9 @@ class SourceMigration:
         try:
             await self._faults.at("prepare")
             self._host = SourceHost(self._plan, self._phases, self._faults, self._server.send_event)
+            if self._plan.syncs:
+                gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
+                self._sync = self._host.open_sync(self._link, gets_on)
         except BaseException:
             self._custody.end()
             raise
@@ -163,15 +168,22 @@ class SourceMigration:
             async with asyncio.timeout(_LINK_TIMEOUT):
                 await self._connect(link)
                 machine.on("connect")
-                self._talk = talk = Conversation(self._link, self._lost)
+                self._talk = talk = Conversation(self._link, self._lost, self._takers())
                 await self._compare_clocks(talk)
         except TimeoutError:
             raise PeerLost(phase="check", detail="it did not come up in time") from None
+        if (sync := self._sync) is not None:
+            with phases.step("sync"):
+                await self._faults.at("sync")
+                await sync.bring()
         if self._plan.memory_mode != STOP:
             with phases.step("pre_copy"):
                 await self._faults.at("pre_copy")
                 gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
                 await host.copy_ahead(self._link, gets_on)
+        if sync is not None:
+            with phases.step("sync"):
+                await sync.settle(host.pids())
         machine.on("lock")
         with phases.step("lock"):
             try:
@@ -259,6 +271,10 @@ class SourceMigration:
         finally:
             word.cancel()
             await asyncio.gather(word, return_exceptions=True)
+
+    def _takers(self) -> dict[str, Callable[[Record], Awaitable[None]]]:
+        """Who else hears the destination, by kind of record."""
+        return {"sync": self._sync.take} if self._sync is not None else {}
 
     async def _lock(self, talk: Conversation) -> None:
         host, send = self._host, self._link.send
@@ -404,5 +420,6 @@ class SourceMigration:
             "streams": host.stream_reports(),
             "bytes": host.bytes_sent(),
             "rounds": host.rounds(),
+            "sync_bytes": host.sync_bytes(),
             "relayed": self._link.relayed,
         }

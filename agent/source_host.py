@@ -29,6 +29,7 @@ from agent.netlock.apply import LockError
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
 from agent.plan import POST_COPY, Plan
+from agent.sync.source import SyncSource
 from agent.tcp import placing, time_wait
 from agent.tcp.dumping import dump
 from agent.tcp.inventory import (
@@ -69,6 +70,7 @@ class SourceHost(Host):
         self._shipper: Shipper | None = None
         self._ahead: Ahead | None = None
         self._serving: Serving | None = None
+        self._sync: SyncSource | None = None
         self._packets: list[bytes] = []
         self._locked = False
         self._in_lock: set[Connection] = set()
@@ -110,6 +112,21 @@ class SourceHost(Host):
             gets_on()
         if not later and not self._plan.bandwidth:  # which does not hold in the blackout
             check_last(ahead.rounds, self._plan.max_blackout)
+
+    def open_sync(self, link: Link, gets_on: Callable[[], None]) -> SyncSource:
+        """What brings the files; ended with the rest."""
+
+        def progress(done: int, total: int) -> None:
+            self._send_event("progress", {"what": "sync", "done": done, "total": total})
+
+        self._sync = SyncSource(self._plan, link, progress, gets_on)
+        self._opened.callback(self._sync.close)
+        return self._sync
+
+    def pids(self) -> list[int]:
+        """The members of the tree, now."""
+        self._tree.refresh()
+        return self._tree.pids
 
     def inventory(self) -> dict[str, Any]:
         """{"connections": [[family, local, ...]], "families": [AF_*]}
@@ -204,6 +221,9 @@ class SourceHost(Host):
         `note` is told where it is another CRIU than `about_worker` has said.
         """
         phases = self._phases
+        if self._sync is not None:
+            await self._faults.at("sync_last")
+            self._sync.frozen(self._tree.pids)
         # CRIU opens descriptors inside the tree; ours is the list from before.
         self._keep()
         assert self._descriptors is not None
@@ -228,6 +248,9 @@ class SourceHost(Host):
         self._shipper = Shipper(link, self._store.path, self._progress)
         self._opened.callback(self._shipper.close)
         await self._shipper.follow(self._dumping)
+        if self._sync is not None:
+            with phases.step("sync_last"):
+                await self._sync.finished()
         with phases.step("ship"):
             await self._faults.at("ship")
             rows = watched.rows if watched is not None and watched.sound else None
@@ -387,6 +410,10 @@ class SourceHost(Host):
     def rounds(self) -> list[dict[str, Any]]:
         """As `Ahead.report`; none where the memory goes at once."""
         return self._ahead.report() if self._ahead is not None else []
+
+    def sync_bytes(self) -> int:
+        """Over the link, for files that were brought along."""
+        return self._sync.sent if self._sync is not None else 0
 
     def bytes_sent(self) -> dict[str, int]:
         shipper = self._shipper

@@ -19,6 +19,7 @@ need ssh openssh-client
 need nft nftables
 need ip iproute2
 need ping iputils-ping
+need rsync rsync
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
 [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] ||
     need apparmor_parser apparmor  # without it Docker starts no container on such a kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypedDict
 
 from agent import PROTOCOL_VERSION
@@ -12,6 +12,7 @@ from agent.errors import AgentError, ProtocolError, VersionMismatch
 from agent.lease import ALIVE, BEAT
 from agent.leftovers.facts import Fixed, Look
 from agent.probe.facts import validate
+from agent.sync.look import SyncFacts
 from agent.wire.frames import FrameDecoder, Message, encode
 from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
 
@@ -183,6 +184,11 @@ class AgentClient:
 
     async def probe_destination(self, process: Facts, images_dir: str) -> Facts:
         return await self._soon("probe.destination", process=process, images_dir=images_dir)
+
+    async def look_at_paths(self, paths: Sequence[str]) -> SyncFacts:
+        """What that host has at the paths that are to be brought, and its rsync."""
+        answer = await self._soon("sync.look", paths=list(paths))
+        return validate(answer, SyncFacts, f"{self.host}'s paths")
 
     async def source_prepare(self, plan: Facts) -> SourcePrepared:
         answer = await self._soon("source.prepare", plan=plan)

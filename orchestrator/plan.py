@@ -26,11 +26,13 @@ from agent.plan import (
 )
 from agent.probe import capabilities
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
+from agent.sync.paths import why_not
 from agent.tcp.stream import MOVABLE
 from orchestrator.errors import UsageProblem
 from orchestrator.host_checks import check_hosts, host_refusals
 from orchestrator.placement import Placement, connection, endpoint, parse, service_addresses
 from orchestrator.refusals import Refusal, arranged, refusal
+from orchestrator.sync import Choice, Seen, Wish
 
 MARGIN = 64 << 20  # bytes of memory beside that of the process
 IMAGES_MARGIN = 16 << 20  # bytes of room beside the memory of the process
@@ -57,6 +59,7 @@ class Options:
     replay: bool = True
     boundary: bool = True
     missing_options: bool = False  # go without socket options that the destination lacks
+    sync: Wish = Wish()  # files that are brought along
     faults: tuple[str, ...] = ()
     link_hosts: tuple[str, ...] = ()  # where the destination's sshd was reached
 
@@ -67,6 +70,9 @@ class Options:
         parts = self.images_dir.split("/")
         if parts[0] or self.images_dir == "/" or ".." in parts or "." in parts:
             raise UsageProblem(detail=f"{self.images_dir!r} is not an absolute path")
+        for path in self.sync.paths:
+            if (reason := why_not(path)) is not None:
+                raise UsageProblem(detail=f"{path!r} cannot be brought: {reason}")
         for address in self.address:
             try:
                 ipaddress.ip_address(address)
@@ -82,11 +88,13 @@ def plan(
     process: object,
     destination: object,
     options: Options,
+    seen: Seen | None = None,
 ) -> Plan | list[Refusal]:
     """The plan, or every reason why there is none (never an empty list).
 
     `source_host`, `destination_host`: `HostFacts`; `process`: `ProcessFacts`; `destination`:
-    `DestinationFacts`. Raises `ProtocolError` where one of them is malformed.
+    `DestinationFacts`; `seen`: what both have of what may be brought along. Raises
+    `ProtocolError` where one of them is malformed.
     """
     judge = _Judge(
         source_name,
@@ -96,6 +104,7 @@ def plan(
         validate(process, ProcessFacts, "the facts of the process"),
         validate(destination, DestinationFacts, "the facts of the destination"),
         options,
+        seen,
     )
     refusals = arranged(judge.refusals())
     return refusals or judge.plan()
@@ -113,12 +122,15 @@ class _Judge:
         process: ProcessFacts,
         found: DestinationFacts,
         options: Options,
+        seen: Seen | None,
     ) -> None:
         self.source, self.destination = source, destination
         self.source_host, self.destination_host = source_host, destination_host
         self.process, self.found, self.options = process, found, options
         if not process["processes"] or process["processes"][0]["pid"] != process["pid"]:
             raise ProtocolError(detail="the facts of the process do not begin with the process")
+        names = (source, destination)
+        self.sync = Choice(options.sync, seen, process, found, names)
         self.placement = Placement(source, destination, source_host, destination_host, process)
 
     def refusals(self) -> Iterator[Refusal]:
@@ -131,6 +143,7 @@ class _Judge:
         yield from self._bound()
         self.placement.place(self.options.address)
         yield from self.placement.refusals
+        yield from self.sync.refusals()
         yield from self._destination()
         yield from self._room()
 
@@ -161,6 +174,9 @@ class _Judge:
             replay=options.replay,
             boundary=options.boundary,
             missing_options=options.missing_options,
+            sync_dirs=tuple(self.sync.dirs),
+            sync_files=tuple(self.sync.files),
+            sync_places=tuple(self.sync.places),
             link_hosts=options.link_hosts,
             faults=options.faults,
         )
@@ -236,7 +252,7 @@ class _Judge:
         where = {"destination": self.destination}
         for taken in self.found["taken"]:
             yield refusal("pid-taken", **taken, **where)
-        for file in self.found["files"]:
+        for file in self.sync.left():
             code = "file-missing" if file["problem"] == "missing" else "file-different"
             yield refusal(code, **file, **where)
         for port in self.found["ports"]:

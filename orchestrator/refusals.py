@@ -256,14 +256,22 @@ TABLE: dict[str, Words] = {
         "PID {pid} is taken on {destination} by process {owner} ({comm})",
         "End that process, or start the service with a higher PID (/proc/sys/kernel/ns_last_pid).",
     ),
+    "rsync": Words(
+        "rsync cannot be used on {host}: {detail}",
+        "Install rsync 3.2.4 or newer on {host} (package rsync), or put the files there by hand "
+        "and leave --sync and --sync-open out.",
+    ),
+    "sync-path": Words(
+        "{path} cannot be brought along: {detail}",
+        "Name another path with --sync, or put the files there by hand.",
+    ),
     "file-missing": Words(
         "{path} ({use} of process {pid}) is missing on {destination}",
-        "Put the same file there: `rsync -a {path} {destination}:{path}`.",
+        "Bring it along: `--sync {path}`, or all such files: `--sync-open`.",
     ),
     "file-different": Words(
         "{path} ({use} of process {pid}) is not the same on {destination}: {detail}",
-        "Install the same version on both hosts, or copy the file: "
-        "`rsync -a {path} {destination}:{path}`.",
+        "Install the same version on both hosts, or bring the file along: `--sync {path}`.",
     ),
     "port-taken": Words(
         "{protocol} port {endpoint} cannot be bound on {destination}: {detail}{by}",

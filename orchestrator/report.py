@@ -18,6 +18,8 @@ from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
 from orchestrator.refusals import Refusal
 
 _NAMES = {
+    "sync": "bring files",
+    "sync_last": "files, again",
     "pre_copy": "copy ahead",
     "post_copy": "copy the rest",
     "dump_streams": "dump streams",
@@ -65,6 +67,8 @@ class Human(Silent):
             f"{_count(len(process.get('connections', [])), 'connection')}, "
             f"service address {addresses}; migration {plan.id}"
         )
+        if plan.syncs:
+            say(plain(f"  to bring: {', '.join((*plan.sync_dirs, *plan.sync_files))}"))
         self._step("check", ms, False)
 
     def phase(self, event: dict[str, Any]) -> None:
@@ -115,6 +119,7 @@ def summary(result: Json, verbose: bool) -> None:
             f"(± {result['clock_error_ms']:.2f} ms between the clocks), "
             f"{_count(len(result['streams']), 'stream')}, {_size(moved['memory'])} of memory, "
             f"{_size(moved['streams'])} in queues"
+            + (f", {_size(result['sync_bytes'])} for files" if "sync_bytes" in result else "")
         )
         say(f"  {_wakes(result)}{_count(result['replayed_packets'], 'packet')} replayed")
         if verbose or 0 < len(result["streams"]) <= _SHOWN_STREAMS:

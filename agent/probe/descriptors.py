@@ -107,6 +107,7 @@ class Descriptors:
                     path=link.removesuffix(proc.DELETED),
                     mebibytes=found.st_blocks >> 11,
                 )
+            self._files.add_place(link, at.pid, f"place of the deleted descriptor {at.fd}")
         elif link.endswith(proc.DELETED):
             self._refuse("unlinked-file", at, path=link.removesuffix(proc.DELETED))
         elif not same_file(link, found):
@@ -120,7 +121,8 @@ class Descriptors:
                 at.pid,
                 f"descriptor {at.fd}",
                 sized=not log and not link.startswith("/sys/"),
-                written=mode != os.O_RDONLY and not log,
+                content=mode != os.O_RDONLY and not log,
+                written=mode != os.O_RDONLY,
             )
             if stat.S_ISFIFO(found.st_mode):
                 self._pipe(at, link)

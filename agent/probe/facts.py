@@ -99,6 +99,7 @@ class FileFacts(TypedDict):
     mtime_ns: int
     build_id: str  # hex, of an ELF file; "" without
     digest: str  # SHA-256, where neither size nor build-id says enough; "" without
+    written: bool  # it is open for writing
     pid: int  # one that uses it
     use: str  # "descriptor 5", "mapped", "working directory" ...
 
@@ -189,7 +190,7 @@ class TakenPid(TypedDict):
 
 class FileProblem(TypedDict):
     path: str
-    problem: str  # "missing" or "different"
+    problem: str  # "missing", "different", or "other" where it is of another kind
     detail: str  # "" or what differs
     pid: int
     use: str

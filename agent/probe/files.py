@@ -30,16 +30,26 @@ class Files:
         self._found: dict[str, FileFacts] = {}
 
     def add(
-        self, path: str, pid: int, use: str, *, sized: bool = True, written: bool = False
+        self,
+        path: str,
+        pid: int,
+        use: str,
+        *,
+        sized: bool = True,
+        content: bool = False,
+        written: bool = False,
     ) -> None:
         """Note `path`, as it is now; one that has gone meanwhile is noted as it was used.
 
-        `sized`: its size must agree; `written`: so must the content, where it is not too large.
+        `sized`: its size must agree; `content`: so must that, where it is not too large; `written`:
+        it is open for writing.
         """
         known = self._found.get(path)
-        if known is not None and (known["size"] != UNSIZED or not sized):
-            if not written or known["digest"]:
-                return
+        if known is not None:
+            written = known["written"] = known["written"] or written
+            if known["size"] != UNSIZED or not sized:
+                if not content or known["digest"]:
+                    return
         facts = FileFacts(
             path=proc.printable(path),
             kind="file",
@@ -48,6 +58,7 @@ class Files:
             mtime_ns=0,
             build_id="",
             digest="",
+            written=written,
             pid=pid,
             use=use,
         )
@@ -58,8 +69,15 @@ class Files:
             if stat.S_ISREG(found.st_mode) and sized:
                 facts["size"] = found.st_size
                 with contextlib.suppress(OSError):
-                    facts["build_id"], facts["digest"] = identity(path, content=written)
+                    facts["build_id"], facts["digest"] = identity(path, content=content)
         self._found[path] = facts
+
+    def add_place(self, path: str, pid: int, use: str) -> None:
+        """Note the directory of a deleted file: CRIU restores that there, and deletes it again."""
+        place = os.path.dirname(path)
+        if place not in self._found and os.path.isdir(place):
+            self.add(place, pid, use)
+            self._found[place]["mode"] = 0  # whatever it is
 
     def list(self) -> list[FileFacts]:
         return list(self._found.values())
@@ -100,7 +118,7 @@ def compare(facts: FileFacts) -> FileProblem | None:
         return problem("different", f"it cannot be looked at: {error}")
     if facts["mode"] and found.st_mode != facts["mode"]:
         if kind_of(found.st_mode) != facts["kind"]:
-            return problem("different", f"it is a {kind_of(found.st_mode)}, not a {facts['kind']}")
+            return problem("other", f"it is a {kind_of(found.st_mode)}, not a {facts['kind']}")
         modes = f"{stat.S_IMODE(found.st_mode):o}, not {stat.S_IMODE(facts['mode']):o}"
         return problem("different", f"its mode is {modes}")
     if facts["size"] == UNSIZED:

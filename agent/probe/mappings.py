@@ -48,6 +48,7 @@ def _file(
         if found.st_blocks * 512 > GHOST_LIMIT:
             path = path.removesuffix(proc.DELETED)
             obstacles.mapping("deleted-file", pid, path=path, mebibytes=found.st_blocks >> 11)
+        files.add_place(path, pid, "place of a deleted mapping")
     elif path.endswith(proc.DELETED):
         obstacles.mapping("unlinked-file", pid, path=path.removesuffix(proc.DELETED))
     elif not same_file(path, found):

@@ -23,11 +23,13 @@ from agent.probe.facts import (
     TakenPid,
     TakenPort,
 )
+from agent.sync.paths import MAX_PATHS
 from agent.tcp import options
 from agent.tcp.option_check import missing
 
 _HEX = re.compile(r"([0-9a-f]{2})*")
 LIMIT = 50  # of one kind; the first few say it all
+_MOST_FILES = MAX_PATHS  # all that can be brought
 _TCP_CLOSE_STATES = (uapi.TCP_CLOSE, uapi.TCP_TIME_WAIT)
 
 
@@ -81,7 +83,7 @@ def _taken(process: ProcessFacts) -> list[TakenPid]:
 
 def _files(process: ProcessFacts) -> list[FileProblem]:
     problems = (files.compare(one) for one in process["files"])
-    return [one for one in problems if one is not None][:LIMIT]
+    return [one for one in problems if one is not None][:_MOST_FILES]
 
 
 def _ports(process: ProcessFacts) -> list[TakenPort]:

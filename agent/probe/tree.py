@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from agent.freeze import children
 from agent.kernel import proc
@@ -19,7 +19,7 @@ from agent.probe.errors import (
     NotPermitted,
     Zombie,
 )
-from agent.probe.facts import ProcessFacts, ProcessInfo
+from agent.probe.facts import FileFacts, ProcessFacts, ProcessInfo
 from agent.probe.files import Files
 from agent.probe.neighbours import Neighbours
 from agent.probe.obstacles import Obstacles
@@ -136,20 +136,42 @@ class _Look:
             user = int(status["Uid"].split()[0])
             self._obstacles.add("limits-unreadable", pid=pid, comm=found.comm, user=user)
         if "mnt" not in info["namespaces"]:
-            self._paths(pid)
+            _paths(pid, self._files)
             info["descriptors"] = self._descriptors.scan(pid)
             mappings.scan(pid, self._files, self._obstacles)
         return info
 
-    def _paths(self, pid: int) -> None:
-        for name, use in (
-            ("exe", "program"),
-            ("cwd", "working directory"),
-            ("root", "root directory"),
-        ):
-            path = os.readlink(f"/proc/{pid}/{name}")
-            if not path.endswith(proc.DELETED):
-                self._files.add(path, pid, use)
+
+def _paths(pid: int, files: Files) -> None:
+    """Note its program and its directories."""
+    for name, use in (
+        ("exe", "program"),
+        ("cwd", "working directory"),
+        ("root", "root directory"),
+    ):
+        path = os.readlink(f"/proc/{pid}/{name}")
+        if not path.endswith(proc.DELETED):
+            files.add(path, pid, use)
+
+
+def files(pids: Sequence[int]) -> list[FileFacts]:
+    """The files that these processes need now; what of them cannot move is passed over."""
+    found, obstacles = Files(), Obstacles()
+    descriptors = Descriptors(list(pids), found, obstacles)
+    for pid in pids:
+        with contextlib.suppress(*_GONE):
+            _paths(pid, found)
+            descriptors.scan(pid)
+            mappings.scan(pid, found, obstacles)
+    return found.list()
+
+
+def facts_of(pid: int, paths: Sequence[str]) -> list[FileFacts]:
+    """The same of files that a process has opened since."""
+    found = Files()
+    for path in paths:
+        found.add(path, pid, "opened since the check", content=True)
+    return found.list()
 
 
 def _arguments(pid: int) -> list[str]:

@@ -17,7 +17,7 @@ from orchestrator.cli.records import list_, show
 from orchestrator.cli.recover import recover
 
 _DEFAULT = "move"
-_WITH_VALUE = ("-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault")
+_WITH_VALUE = ("-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault", "--sync")
 
 
 class DefaultVerb(click.Group):

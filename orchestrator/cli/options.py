@@ -81,6 +81,14 @@ _OPTIONS = [
         "Without it there is no limit.",
     ),
     click.option(
+        "--sync", "sync_paths", multiple=True, metavar="PATH",
+        help="Bring this file or directory to DST first, and what of it has changed. Repeatable.",
+    ),
+    click.option(
+        "--sync-open", is_flag=True,
+        help="Bring the files that the process has open or mapped, where they differ.",
+    ),
+    click.option(
         "--images-dir", default=DEFAULT_IMAGES_DIR, show_default=True, metavar="DIR",
         help="Where images rest on both hosts; a tmpfs.",
     ),
@@ -109,6 +117,7 @@ def make_request(given: dict[str, Any]) -> Any:
     from agent.fault import parse
     from orchestrator.migration.driver import Request
     from orchestrator.plan import Options
+    from orchestrator.sync import Wish
 
     try:
         for fault in given["faults"]:
@@ -125,6 +134,7 @@ def make_request(given: dict[str, Any]) -> Any:
             replay=not given["test_no_replay"],
             boundary=not given["test_ignore_boundary"],
             missing_options=given["without_missing_options"],
+            sync=Wish(tuple(dict.fromkeys(given["sync_paths"])), given["sync_open"]),
             faults=tuple(given["faults"]),
         )
     except AgentError as error:

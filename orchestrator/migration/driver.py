@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agent.errors import AgentError, Cancelled
 from agent.fault import ORCHESTRATOR, Faults
 from agent.plan import Plan, new_id
+from agent.probe.facts import DestinationFacts, ProcessFacts, validate
 from orchestrator.agent_client import AgentClient, Facts
 from orchestrator.errors import OutcomeUnknown, internal
 from orchestrator.inventory import config_files, parse_target
@@ -24,6 +25,7 @@ from orchestrator.plan import Options, check_hosts, plan
 from orchestrator.records import RecordDamaged, Records
 from orchestrator.recovery import Named
 from orchestrator.refusals import Refusal, refusal
+from orchestrator.sync import Seen, to_look_at
 from orchestrator.transport import open_agent
 
 if TYPE_CHECKING:
@@ -192,7 +194,8 @@ class Driver:
         self.process = process = await source.probe_process(request.pid)
         facts = await destination.probe_destination(process, directory)
         options = replace(request.options, link_hosts=tuple(destination.addresses))
-        made = plan(*names, here, there, process, facts, options)
+        seen = await self._look_at_files(process, facts)
+        made = plan(*names, here, there, process, facts, options, seen)
         if isinstance(made, list):
             self._refuse(made)
             return
@@ -202,6 +205,18 @@ class Driver:
         self.plan = made
         self._result["id"] = made.id
         self._reporter.checked((time.monotonic() - begin) * 1000, made, process)
+
+    async def _look_at_files(self, process: Facts, found: Facts) -> Seen | None:
+        """What both hosts have of what may be brought along; nothing where nothing is to be."""
+        wish = self._request.options.sync
+        if not wish.any:
+            return None
+        paths = to_look_at(
+            wish,
+            validate(process, ProcessFacts, "the facts of the process"),
+            validate(found, DestinationFacts, "the facts of the destination"),
+        )
+        return Seen(*await _both(*(one.look_at_paths(paths) for one in self._pair)))
 
     async def _open(self) -> tuple[AgentClient, AgentClient]:
         config = config_files(self._request.ssh_config)

@@ -35,6 +35,7 @@ PHASES = (
     "replay",
 )
 APART_PHASES = ("pre_copy", "post_copy", "fill")  # only where memory goes apart
+SYNC_PHASES = ("sync", "sync_last")  # only where files are brought along
 MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
 RUNNING = "running"  # of a destination: memory of the process is still at the source
 OVER = "over"  # of a recovery: neither host knows of it; it has ended, or never begun
@@ -147,6 +148,7 @@ class SourceReport(TypedDict):
     streams: list[StreamReport]
     bytes: MovedBytes
     rounds: list[RoundReport]
+    sync_bytes: int  # over the link, in both directions, for files that were brought along
     relayed: bool
 
 
@@ -243,7 +245,7 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
     for report in (source, destination):
         if report is not None:
             for phase, ms in report["phases_ms"].items():
-                if phase in result["phases_ms"] or phase in APART_PHASES:
+                if phase in result["phases_ms"] or phase in (*APART_PHASES, *SYNC_PHASES):
                     before = result["phases_ms"].get(phase, 0.0)
                     result["phases_ms"][phase] = before + float(ms)
     if destination is not None:
@@ -252,6 +254,8 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
         result["bytes"] = source["bytes"]
         if source["rounds"]:
             result["rounds"] = source["rounds"]
+        if source["sync_bytes"]:
+            result["sync_bytes"] = source["sync_bytes"]
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:

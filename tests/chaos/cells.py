@@ -25,6 +25,8 @@ _APART = {
         ("serve", "post_copy", "running", "missing"), ["--memory", POST_COPY, "--max-rounds", "0"]
     ),
 }
+_SYNC = ("sync", "sync_last")  # points that only files brought along come to
+_FILES = "/srv/lab-chaos"
 _CLIENTS = 4
 
 
@@ -113,6 +115,9 @@ class Sweep:
     def _migrate(self, cell: Cell, at: str, to: str, disturb: Disturb | None) -> None:
         options = ["--max-blackout", str(self._max_blackout), "--fault", cell.fault]
         options += _APART.get(cell.fault.partition("@")[0], [])
+        if cell.fault.partition("@")[0] in _SYNC:
+            self.lab.run(at, f"mkdir -p {_FILES} && head -c 300000 /dev/urandom > {_FILES}/data")
+            options += ["--sync", _FILES]
         process = self.lab.start_migrate(at, to, self.pid, *options)
         if disturb is not None:
             disturb(at, to, lambda: process.poll() is not None)

@@ -257,7 +257,7 @@ def test_files(process: ProcessFacts, tmp_path: Path) -> None:
     path.write_text("same size")
     plain, written, log = (
         file_of(path),
-        file_of(path, written=True),
+        file_of(path, content=True),
         file_of(path, sized=False),
     )
     assert [problem(one) for one in (plain, written, log)] == [None] * 3
@@ -272,7 +272,7 @@ def test_files(process: ProcessFacts, tmp_path: Path) -> None:
     path.unlink()
     assert problem(log) == ("missing", "")
     path.mkdir()
-    assert problem(log) == ("different", "it is a directory, not a file")
+    assert problem(log) == ("other", "it is a directory, not a file")
     odd = {**log, "path": str(path / "x\0y")}
     assert problem(odd)[0] == "different"  # type: ignore[arg-type, index]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.errors import Field
@@ -20,7 +20,9 @@ from agent.probe.facts import (
     ProcessFacts,
     ProcessInfo,
 )
+from agent.sync.look import SyncFacts, SyncPath
 from orchestrator.plan import Options, Refusal, plan
+from orchestrator.sync import Seen, Wish
 
 GIB = 1 << 30
 ALL_CAPABILITIES = (1 << 41) - 1
@@ -172,7 +174,15 @@ class Case:
         )
     )
     options: Options = field(default_factory=Options)
+    seen: Seen | None = None  # of what is to be brought along
 
     def judge(self) -> Plan | list[Refusal]:
         facts = copy.deepcopy((self.source, self.destination, self.process, self.found))
-        return plan("src", "dst", *facts, self.options)
+        return plan("src", "dst", *facts, self.options, self.seen)
+
+    def bring(self, path: str, *, kind: str = "directory", rsync: str | None = None) -> None:
+        """Have a path named with --sync: the kind it is of at the source, and DST's rsync."""
+        self.options = replace(self.options, sync=Wish((path,)))
+        here = SyncPath(path=path, real=path, kind=kind, size=0)
+        there = SyncPath(path=path, real=path, kind="missing", size=0)
+        self.seen = Seen(SyncFacts(rsync=None, paths=[here]), SyncFacts(rsync=rsync, paths=[there]))

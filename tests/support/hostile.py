@@ -107,6 +107,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "probe.host": {"images_dir": "/run/streamferry"},
     "probe.process": {"pid": MAX_PID},
     "probe.destination": {"process": {}, "images_dir": "/run/streamferry"},
+    "sync.look": {"paths": ["/srv/streamferry-hostile", "/etc/hostname"]},
     "source.prepare": PREPARE,
     "source.run": {"link": LINK},
     "source.cancel": {},

@@ -40,6 +40,9 @@ PLAN = Plan(
     replay=False,
     boundary=False,
     missing_options=True,
+    sync_dirs=("/srv/data",),
+    sync_files=("/opt/app/bin/app",),
+    sync_places=("/var/lib/app",),
     link_hosts=("10.77.0.12",),
     faults=("ship@source=kill",),
 )
@@ -84,6 +87,9 @@ BAD: dict[str, list[Any]] = {
     "bandwidth": [-1, 1, 99_999, 10**12 + 1, 1e6, "1M", True, None],
     "replay": [1, None],
     "boundary": ["", 0],
+    "sync_dirs": [None, ["/"], ["/proc"], ["srv"], ["/srv/.."], ["/srv/"], ["/etc"], ["/srv\0"]],
+    "sync_files": [None, ["/file"], ["/proc/1/mem"], ["/srv/../x"], ["/srv/x"] * 5000],
+    "sync_places": [None, [5], ["/run/streamferry"], "/srv"],
     "link_hosts": [None, [""], [5], ["x" * 300], ["a\nb"], "10.0.0.1", ["h"] * 100],
     "faults": [None, [None], ["\x1b[2J"]],
 }

@@ -54,6 +54,10 @@ FILE: Record = {"kind": "file", "files": [["core-1.img", b"x"]]}
 END: Record = {"kind": "end"}
 HANDOVER: Record = {"kind": "handover", "packets": [bytes(60)], "stopped": [1]}
 UNDO: Record = {"kind": "undo", "error": FaultInjected(point="ship").to_wire()}
+SYNC: list[Record] = [
+    {"op": "begin", "pass": "first", "parents": [["/tmp/streamferry-hostile", 0o777, 0, 0]]},
+    {"op": "data", "data": b"x"}, {"op": "compare", "files": []}, {"op": "end"}, {"op": "drop"},
+]  # fmt: skip
 RIGHT = [
     {"kind": "ping"}, PAGES, LOCK, TIME_WAITS, FRESH, PAGES, QUEUE, *STREAMS, FILE, END, HANDOVER,
 ]  # fmt: skip
@@ -197,6 +201,8 @@ WRONG: list[tuple[str, list[Record], str]] = [
       for one in NAMES],
     ("more than the limit",
      [LOCK, *[{"kind": "file", "files": [["a.img", bytes(7 << 20)]]}] * 3], "image-too-large"),
+    *[(f"unplanned files: {one['op']}", [{"kind": "sync", **one}], "protocol")
+      for one in SYNC],
     ("twice locked", [LOCK, LOCK], "protocol"),
     ("streams before the lock", STREAMS, "protocol"),
     ("a listener before the lock",
