@@ -57,6 +57,10 @@ class Calls:
             "probe.process": self._probe_process,
             "probe.destination": self._probe_destination,
             "sync.look": self._sync_look,
+            "probe.workloads": self._probe_workloads,
+            "probe.health": self._probe_health,
+            "cordon.put": self._cordon_put,
+            "cordon.lift": self._cordon_lift,
             "source.prepare": self._source_prepare,
             "source.run": self._source_run,
             "source.cancel": self._source_cancel,
@@ -102,6 +106,26 @@ class Calls:
 
         return await asyncio.to_thread(look.look, look.checked(paths))
 
+    async def _probe_workloads(self, pid_files: list[str]) -> Any:
+        from agent import probe
+
+        return await probe.workloads(pid_files=pid_files)
+
+    async def _probe_health(self, kind: str, what: str, seconds: float) -> Any:
+        from agent import probe
+
+        return await probe.health(kind=kind, what=what, seconds=seconds)
+
+    async def _cordon_put(self, reason: str) -> Any:
+        from agent import cordon
+
+        return await asyncio.to_thread(cordon.put, reason)
+
+    async def _cordon_lift(self) -> Any:
+        from agent import cordon
+
+        return {"lifted": await asyncio.to_thread(cordon.lift)}
+
     async def _source_prepare(self, plan: dict[str, Any]) -> Any:
         from agent.source import SourceMigration
 
@@ -121,11 +145,16 @@ class Calls:
         return await self._prepared("source", "source.resolve").resolve(committed=committed)
 
     async def _destination_prepare(
-        self, plan: dict[str, Any], client_key: str, source_id: str
+        self, plan: dict[str, Any], client_key: str, source_id: str, returns: bool = False
     ) -> Any:
+        """`returns`: the process was moved away from this host, which is being emptied."""
+        from agent import cordon
         from agent.destination import DestinationMigration
 
         with self._serving("destination"):
+            if returns is not True:
+                named = plan.get("destination") if isinstance(plan, dict) else None
+                cordon.check(named if isinstance(named, str) else "this host")
             migration = DestinationMigration(self._server)
             reply = await migration.prepare(plan=plan, client_key=client_key, source_id=source_id)
             self.destination = migration

@@ -40,7 +40,8 @@ def _run(arguments: list[str]) -> int:
 
         problem = UsageProblem(detail=error.format_message())
         context = error.ctx if isinstance(error, click.UsageError) else None
-        if context is not None and context.command.name not in ("migrate", "move", "check"):
+        moving = ("migrate", "migrate move", "migrate check")
+        if context is not None and context.command_path not in moving:
             from orchestrator.cli.options import failed
 
             return failed(problem, True)

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypedDict
 
 from agent import PROTOCOL_VERSION
+from agent.cordon import CordonFacts
 from agent.errors import AgentError, ProtocolError, VersionMismatch
 from agent.lease import ALIVE, BEAT
 from agent.leftovers.facts import Fixed, Look
 from agent.probe.facts import validate
+from agent.probe.health import HealthFacts
+from agent.probe.workloads import Running
 from agent.sync.look import SyncFacts
 from agent.wire.frames import FrameDecoder, Message, encode
 from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
@@ -190,12 +193,36 @@ class AgentClient:
         answer = await self._soon("sync.look", paths=list(paths))
         return validate(answer, SyncFacts, f"{self.host}'s paths")
 
+    async def workloads(self, pid_files: list[str]) -> Running:
+        """What runs on that host, and whom those files there name."""
+        answer = await self._soon("probe.workloads", pid_files=pid_files)
+        return validate(answer, Running, f"{self.host}'s processes")
+
+    async def health(self, kind: str, what: str, seconds: float) -> HealthFacts:
+        """Whether a service of that host is well (`agent.probe.health`)."""
+        args = {"kind": kind, "what": what, "seconds": seconds}
+        answer = await self._within(seconds + ANSWER_TIMEOUT, "probe.health", args)
+        return validate(answer, HealthFacts, f"{self.host}'s word on a service")
+
+    async def cordon(self, reason: str) -> CordonFacts:
+        """Have it take no process in; the cordon that holds there."""
+        answer = await self._soon("cordon.put", reason=reason)
+        return validate(answer, CordonFacts, f"{self.host}'s cordon")
+
+    async def uncordon(self) -> bool:
+        """Whether it was cordoned."""
+        return bool((await self._soon("cordon.lift")).get("lifted"))
+
     async def source_prepare(self, plan: Facts) -> SourcePrepared:
         answer = await self._soon("source.prepare", plan=plan)
         return validate(answer, SourcePrepared, f"{self.host}'s part")
 
-    async def destination_prepare(self, plan: Facts, source: SourcePrepared) -> DestinationPrepared:
-        keys = {"client_key": source["public_key"], "source_id": source["host_id"]}
+    async def destination_prepare(
+        self, plan: Facts, source: SourcePrepared, returns: bool = False
+    ) -> DestinationPrepared:
+        """`returns`: the process comes back to a host that is being emptied."""
+        keys: Facts = {"client_key": source["public_key"], "source_id": source["host_id"]}
+        keys |= {"returns": True} if returns else {}
         answer = await self._soon("destination.prepare", plan=plan, **keys)
         return validate(answer, DestinationPrepared, f"{self.host}'s part")
 

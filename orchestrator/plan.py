@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from agent.cordon import because
 from agent.errors import ProtocolError, shown
 from agent.kernel import uapi
 from agent.plan import (
@@ -60,6 +61,7 @@ class Options:
     boundary: bool = True
     missing_options: bool = False  # go without socket options that the destination lacks
     sync: Wish = Wish()  # files that are brought along
+    returns: bool = False  # it was moved away from the destination, which is being emptied
     faults: tuple[str, ...] = ()
     link_hosts: tuple[str, ...] = ()  # where the destination's sshd was reached
 
@@ -137,6 +139,7 @@ class _Judge:
         yield from host_refusals(
             self.source, self.destination, self.source_host, self.destination_host
         )
+        yield from self._cordon()
         yield from self._processes()
         yield from self._obstacles()
         yield from self._connections()
@@ -189,6 +192,11 @@ class _Judge:
         host = self.destination_host  # what is no tmpfs may have no file that large
         able = host["userfault"] is None and host["images"]["tmpfs"]
         return PRE_COPY if able and self.process["memory"] >= _WORTH_AHEAD else STOP
+
+    def _cordon(self) -> Iterator[Refusal]:
+        cordon = self.destination_host["cordon"]
+        if cordon is not None and not self.options.returns:
+            yield refusal("cordoned", host=self.destination, reason=because(cordon))
 
     def _processes(self) -> Iterator[Refusal]:
         for one in self.process["processes"]:

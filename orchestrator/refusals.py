@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from agent.cordon import Cordoned
 from agent.errors import Field
 
 SHOWN = 10  # of one code; the last then tells how many more there are
@@ -45,6 +46,7 @@ TABLE: dict[str, Words] = {
         "{source} is {theirs}, {destination} is {ours}",
         "A running process can only move to a machine of the same architecture.",
     ),
+    "cordoned": Words(Cordoned.template, Cordoned.hint_template),
     "criu-missing": Words(
         "CRIU is not installed on {host}",
         "Install CRIU 4.2 or newer on {host} (Debian: package criu of forky or sid).",

@@ -1,7 +1,9 @@
 """Finds out what a migration must know beforehand, without touching anything.
 
 `host` and `process` are asked of the source, `host` and `destination` of the destination; the
-shapes are in `agent.probe.facts`. Each call runs in a thread of its own, as it reads many files.
+shapes are in `agent.probe.facts`. `workloads` and `health` are for who empties a host: what runs
+there, and whether it is well where it has gone (`agent.probe.workloads`, `agent.probe.health`).
+Each call runs in a thread of its own, as it reads many files.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from typing import Any
 
 from agent.errors import ProtocolError
 from agent.plan import checked_images_dir, checked_pid
+from agent.probe import health as service
 from agent.probe import machine, target, tree
+from agent.probe import workloads as running
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
 
-__all__ = ["destination", "host", "process"]
+__all__ = ["destination", "health", "host", "process", "workloads"]
 
 
 async def host(images_dir: str) -> HostFacts:
@@ -38,3 +42,15 @@ async def destination(process: dict[str, Any], images_dir: str) -> DestinationFa
         return await asyncio.to_thread(target.look, facts)
     except (ValueError, OverflowError) as error:  # of their types, but no such thing can be
         raise ProtocolError(detail=f"in the facts of the process: {error!s:.200}") from error
+
+
+async def workloads(pid_files: list[str]) -> running.Running:
+    """What runs on this host, and whom the PID files name. Raises `ProtocolError`."""
+    if not isinstance(pid_files, list):
+        raise ProtocolError(detail="the PID files are not a list")
+    return await asyncio.to_thread(running.look, pid_files)
+
+
+async def health(kind: str, what: str, seconds: float) -> service.HealthFacts:
+    """Whether a service of this host is well. Raises `ProtocolError`."""
+    return await asyncio.to_thread(service.check, kind, what, seconds)

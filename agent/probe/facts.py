@@ -11,6 +11,7 @@ import types
 import typing
 from typing import Any, NamedTuple, TypedDict, TypeVar, cast, is_typeddict
 
+from agent.cordon import CordonFacts
 from agent.errors import Field, ProtocolError, shown
 
 
@@ -70,6 +71,7 @@ class HostFacts(TypedDict):
     gateways: list[list[str]]  # [gateway, device] of each IPv4 route that has one
     descriptors: int  # how many descriptors the agent may have
     processes: int
+    cordon: CordonFacts | None
 
 
 class ProcessInfo(TypedDict):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from agent import private
+from agent import cordon, private
 from agent.kernel import proc, sockdiag, uapi, userfault
 from agent.probe import criu
 from agent.probe.capabilities import has, missing
@@ -67,6 +67,7 @@ def look(images_dir: str) -> HostFacts:
         gateways=_gateways(),
         descriptors=_descriptors(has(capabilities, "CAP_SYS_RESOURCE")),
         processes=len(proc.pids()),
+        cordon=cordon.look(),
     )
 
 

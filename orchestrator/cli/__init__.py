@@ -11,13 +11,18 @@ from click.shell_completion import CompletionItem
 from agent import __version__
 from orchestrator.cli.chaos import chaos
 from orchestrator.cli.check import check
+from orchestrator.cli.cordon import cordon, uncordon
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.move import move
+from orchestrator.cli.playbook import playbook
 from orchestrator.cli.records import list_, show
 from orchestrator.cli.recover import recover
 
 _DEFAULT = "move"
-_WITH_VALUE = ("-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault", "--sync")
+_WITH_VALUE = (
+    "-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault", "--sync",
+    "--to", "--playbook", "--hosts", "--resume", "--reason",
+)  # fmt: skip
 
 
 class DefaultVerb(click.Group):
@@ -81,10 +86,12 @@ def migrate() -> None:
     migrate doctor HOST              find what was left behind there, and clear it
     migrate list [HOST]...           migrations begun here, or interrupted there
     migrate show ID                  one of them
+    migrate cordon HOST...           nothing migrates onto it, until `migrate uncordon HOST...`
+    migrate playbook check FILE...   is a playbook right?
     migrate chaos points             where a fault can be injected
     """
 
 
 migrate.add_command(move)
-for verb in (check, recover, doctor, list_, show, chaos):
+for verb in (check, recover, doctor, list_, show, cordon, uncordon, playbook, chaos):
     migrate.add_command(verb)

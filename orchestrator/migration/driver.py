@@ -251,8 +251,8 @@ class Driver:
         run = Run(source, destination, self._request.pid, self._reporter, self._faults)
         wire = self.plan.to_wire()
         key = await source.source_prepare(wire)
-        link = await destination.destination_prepare(wire, key)
         request = self._request
+        link = await destination.destination_prepare(wire, key, request.options.returns)
         self._named = Named(
             self.plan.id, request.source, request.destination, request.pid,
             key["host_id"], link["host_id"],

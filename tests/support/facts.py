@@ -78,6 +78,7 @@ def host(name: str, own: str, own6: str, *more: AddressFacts) -> HostFacts:
         gateways=[["10.77.0.1", "eth0"]],
         descriptors=20000,
         processes=40,
+        cordon=None,
     )
 
 

@@ -114,6 +114,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "source.resolve": {"committed": True},
     "destination.prepare": {**PREPARE, "client_key": KEY, "source_id": HOST_ID},
     "destination.run": {},
+    "probe.workloads": {"pid_files": ["/run/a.pid"]},
     "journal.list": {},
     "recovery.settle": {"migration": ID, "role": "source", "word": "failed", "patience": 0.1},
     "recovery.forget": {"migration": ID},

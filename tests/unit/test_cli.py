@@ -218,9 +218,16 @@ NO_HOST = "a:b:c"
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        *[(f"{verb} {NO_HOST}", NO_HOST) for verb in ("recover", "doctor", "list")],
+        *[
+            (f"{verb} {NO_HOST}", NO_HOST)
+            for verb in ("recover", "doctor", "list", "cordon", "uncordon")
+        ],
         *[(f"{verb}{NO_HOST} dst --pid 5", NO_HOST) for verb in ("", "move ", "check ")],
         ("doctor", "HOST"),
+        ("cordon", "HOST"),
+        ("uncordon --bogus", "--bogus"),
+        ("playbook check", "FILE"),
+        ("playbook bogus", "bogus"),
         ("show", "ID"),
         ("show one two", "two"),
         ("recover one two", "two"),
@@ -242,7 +249,9 @@ def test_usage_errors_are_the_same_of_every_verb(says: Says, line: str, said: st
     assert said in answer["error"]["message"] and ("outcome" in answer) == moves
 
 
-@pytest.mark.parametrize("verb", ["move", "check", "recover", "doctor", "list", "show"])
+@pytest.mark.parametrize(
+    "verb", ["move", "check", "recover", "doctor", "list", "show", "cordon", "uncordon"]
+)
 def test_the_help_of_each_verb_has_its_exit_status(says: Says, verb: str) -> None:
     status, out, _ = says(verb, "--help")
     assert status == 0 and "2 usage" in " ".join(out.partition("Exit status:")[2].split())
@@ -324,7 +333,8 @@ def test_help_loads_nothing_heavy() -> None:
     """What costs most at the start, for --help and for completion alike."""
     code = (
         "import sys; from orchestrator.__main__ import run; run(['--help']);"
-        "print([name for name in ('asyncssh', 'rich', 'pyroute2', 'google.protobuf', 'msgpack')"
+        "print([name for name in ('asyncssh', 'rich', 'pyroute2', 'google.protobuf', 'msgpack',"
+        " 'pydantic', 'yaml')"
         " if name in sys.modules])"
     )
     done = subprocess.run(
@@ -334,5 +344,6 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_group_has_the_verbs() -> None:
-    verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos"}
+    verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos", "cordon", "uncordon",
+             "playbook"}  # fmt: skip
     assert set(cli.migrate.commands) == verbs

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("generator", ["make_protocol.py", "make_troubleshooting.py"])
+@pytest.mark.parametrize(
+    "generator", ["make_protocol.py", "make_troubleshooting.py", "make_playbooks.py"]
+)
 def test_generated_pages_are_up_to_date(generator: str) -> None:
     command = [sys.executable, str(DOCS / generator), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -99,6 +99,8 @@ def ahead(case: Case) -> None:
 CASES: list[tuple[str, str, str, Spoil]] = [
     ("same-machine", "src and dst", "different hosts", host("dst",
      identity="boot net:[src] pid:[src]")),
+    ("cordoned", "dst is cordoned (maintenance)", "migrate uncordon dst", host("dst",
+     cordon={"since": 1, "reason": "maintenance"})),
     ("capabilities-missing", "src runs as user 1000 without CAP_NET_ADMIN", "root",
      host("src", uid=1000, missing_capabilities=["CAP_NET_ADMIN"])),
     ("architecture", "src is x86_64, dst is aarch64", "same architecture", host("dst",
@@ -225,6 +227,15 @@ def test_going_without_options() -> None:
     case.found["missing_options"].append({"option": "SO_MARK", "reason": "it is not permitted"})
     made = case.judge()
     assert isinstance(made, Plan) and made.missing_options
+
+
+def test_what_comes_back_may_come_onto_a_cordoned_host() -> None:
+    case = Case()
+    case.destination["cordon"] = {"since": 0, "reason": ""}
+    refused = case.judge()
+    assert isinstance(refused, list) and "dst is cordoned:" in refused[0].message
+    case.options = replace(case.options, returns=True)
+    assert isinstance(case.judge(), Plan)
 
 
 def test_every_code_has_a_case() -> None:

@@ -1,0 +1,326 @@
+"""The one schema of playbooks and of the inventory, `hosts.yaml`.
+
+docs/playbook.schema.json, docs/hosts.schema.json and the tables in docs/playbooks.md are generated
+from it (docs/make_playbooks.py): each field's description is what a user reads.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from agent.cordon import LONGEST
+from agent.plan import (
+    DEFAULT_IMAGES_DIR,
+    DEFAULT_MAX_BLACKOUT,
+    MAX_BLACKOUT_LIMIT,
+    MAX_ROUNDS,
+)
+from orchestrator.playbook.quantities import Duration, Size, spelt
+
+MOVE_BACK, STOP, GO_ON = "move-back", "stop", "go-on"
+SPREAD, PACK = "spread", "pack"
+MAX_WORKLOADS = 1000
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a network: {error}") from None
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"http://[^\s/]+(/\S*)?", text):
+        raise ValueError(f"{text!r} is not an http:// URL")
+    return text
+
+
+def _blackout(duration: float) -> float:
+    if duration > MAX_BLACKOUT_LIMIT:
+        raise ValueError(f"a blackout is no longer than {spelt(MAX_BLACKOUT_LIMIT)}")
+    return duration
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+HostName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=1000)]
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}=[A-Za-z0-9._/-]{0,63}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Pattern = Annotated[str, AfterValidator(_pattern), StringConstraints(min_length=1, max_length=500)]
+Address = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
+Url = Annotated[str, AfterValidator(_url)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+
+
+class Part(BaseModel):
+    """A part of a playbook: nothing in it that is not known, and nothing converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Select(Part):
+    """Which process trees are meant. All that is given must hold."""
+
+    pid_file: AbsolutePath | None = Field(None, description="A file on the node with the PID.")
+    command: Pattern | None = Field(
+        None, description="A regular expression, searched for in the command line, as `pgrep -f`."
+    )
+    port: Port | None = Field(None, description="A TCP port that it listens on.")
+    address: Address | None = Field(None, description="An address that its TCP sockets have.")
+    unit: Line | None = Field(None, description="Its systemd unit, as redis.service.")
+    label: Label | None = Field(
+        None, description="One of its labels, KEY=VALUE: of STREAMFERRY_LABELS, as it was started."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Select:
+        if not self.model_fields_set:
+            raise ValueError("nothing is selected: give one of " + ", ".join(Select.model_fields))
+        return self
+
+
+class TcpCheck(Part):
+    """It accepts connections."""
+
+    port: Port = Field(description="The port.")
+    address: Address | None = Field(
+        None, description="Where; its first service address unless given, or 127.0.0.1."
+    )
+
+
+class Health(Part):
+    """How to see at the destination that a workload is well: one of tcp, http, command."""
+
+    tcp: TcpCheck | None = Field(None, description="It accepts connections.")
+    http: Url | None = Field(None, description="A URL that answers with a status below 400.")
+    command: Line | None = Field(
+        None, description="A line for the destination's shell that ends with status 0."
+    )
+    within: Duration = Field(
+        30.0,
+        json_schema_extra={"default": "30s"},
+        description="How long it may take until it is well.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Health:
+        if sum(one is not None for one in (self.tcp, self.http, self.command)) != 1:
+            raise ValueError("give one of tcp, http and command")
+        return self
+
+
+class Limits(Part):
+    """When a migration is given up, and undone."""
+
+    per_gib: Duration | None = Field(
+        None, description="The longest that each GiB of memory may take (at least one is counted)."
+    )
+    no_progress: Duration | None = Field(
+        None, description="The longest without any sign that it gets on."
+    )
+
+
+class Migrate(Part):
+    """How each is moved: the options of `migrate SRC DST`."""
+
+    max_blackout: Annotated[Duration, AfterValidator(_blackout)] = Field(
+        DEFAULT_MAX_BLACKOUT,
+        json_schema_extra={"default": spelt(DEFAULT_MAX_BLACKOUT)},
+        description="Roll back rather than stand still for longer.",
+    )
+    memory: Literal["auto", "stop", "pre-copy"] = Field(
+        "auto", description="How the memory goes; see `migrate --help`."
+    )
+    max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = Field(
+        8, description="Rounds of pre-copy before the process stands still."
+    )
+    images_dir: AbsolutePath = Field(
+        DEFAULT_IMAGES_DIR, description="Where images rest on both hosts; a tmpfs."
+    )
+    addresses: list[Address] = Field(
+        default_factory=list, description="Service addresses that no socket shows."
+    )
+    without_missing_options: bool = Field(
+        False, description="Go without TCP options that the destination lacks."
+    )
+
+
+class Workload(Part):
+    """What is to be moved."""
+
+    name: Name = Field(description="How it is called here; where several match, NAME@PID.")
+    select: Select = Field(description="Which process trees it is.")
+    optional: bool = Field(False, description="It may be that nothing is found.")
+    group: Name | None = Field(None, description="Its group, for budgets.")
+    after: list[Name] = Field(
+        default_factory=list, description="Those that have to come to their end before."
+    )
+    to: list[HostName] | None = Field(
+        None, min_length=1, description="Where it may go; all of the drain's unless given."
+    )
+    health: Health | None = Field(None, description="How to see that it is well.")
+    on_unhealthy: Literal["move-back", "stop", "go-on"] | None = Field(
+        None,
+        description="Where it is not: move it back, begin nothing more, or go on.",
+    )
+    limits: Limits | None = Field(None, description="When its migration is given up.")
+    migrate: Migrate | None = Field(None, description="How it is moved.")
+
+
+class Budget(Part):
+    """How many of a group may be unavailable at once: on the move, or not well after it."""
+
+    group: Name = Field(description="The group.")
+    at_most: Annotated[int, Field(ge=1, le=MAX_WORKLOADS)] = Field(description="How many.")
+
+
+class WhenEmpty(Part):
+    """What follows once nothing that was meant is left on the node, and it is cordoned."""
+
+    run: list[Line] = Field(
+        min_length=1,
+        max_length=100,
+        description="A command and its arguments, run on this machine, by no shell.",
+    )
+    back_within: Duration | None = Field(
+        None,
+        description="Then the node restarts: wait until it is back, and uncordon it.",
+    )
+
+
+class Drain(Part):
+    """One host that is emptied, or of which some workloads are moved away."""
+
+    node: HostName = Field(description="The host.")
+    to: list[HostName] = Field(
+        min_length=1,
+        description="Where the workloads go: hosts, or KEY=VALUE for those with a label.",
+    )
+    cordon: bool = Field(
+        True, description="Nothing migrates onto the node from then on (`migrate uncordon`)."
+    )
+    reason: Annotated[str, StringConstraints(max_length=LONGEST)] = Field(
+        "", description="Why, for whoever meets the cordon."
+    )
+    max_parallel: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="How many migrations at once."
+    )
+    placement: Literal["spread", "pack"] = Field(
+        "spread", description="Spread them evenly, or fill one host after the other."
+    )
+    on_failure: Literal["go-on", "stop"] = Field(
+        "go-on", description="Whether one that cannot be moved ends it for those not begun yet."
+    )
+    workloads: list[Workload] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_WORKLOADS,
+        description="What is moved, in this order; all with a service address unless given.",
+    )
+    budgets: list[Budget] = Field(default_factory=list, description="What must stay available.")
+    when_empty: WhenEmpty | None = Field(None, description="What follows once the node is empty.")
+
+
+class Defaults(Part):
+    """What holds for each workload that does not say otherwise."""
+
+    on_unhealthy: Literal["move-back", "stop", "go-on"] = Field(
+        "move-back", description="What follows where one is not well."
+    )
+    limits: Limits = Field(default_factory=Limits, description="When a migration is given up.")
+    migrate: Migrate = Field(default_factory=Migrate, description="How each is moved.")
+
+
+class Schedule(Part):
+    """When it is run, by whoever runs it."""
+
+    cron: Line = Field(description="Five fields: minute, hour, day, month, day of the week.")
+    time_zone: Line = Field("UTC", description="A name of the tz database, as Europe/Berlin.")
+    jitter: Duration | None = Field(None, description="Begin up to so much later, at random.")
+    window: Duration | None = Field(
+        None, description="It ends within so much of its time: then nothing more is begun."
+    )
+    missed: Literal["skip", "run-once"] = Field(
+        "skip", description="What becomes of runs whose time passed while nobody was there."
+    )
+    overlap: Literal["skip", "wait"] = Field(
+        "skip", description="What becomes of a run whose predecessor is still at work."
+    )
+
+
+class Playbook(Part):
+    """A playbook."""
+
+    playbook: Literal[1] = Field(description="The version of this schema.")
+    description: str = Field("", description="What it is for.")
+    hosts: Line | None = Field(
+        None, description="The inventory, relative to this file; the user's own unless given."
+    )
+    defaults: Defaults = Field(
+        default_factory=Defaults, description="What holds for each workload."
+    )
+    drains: list[Drain] = Field(min_length=1, max_length=100, description="Run in this order.")
+    schedule: Schedule | None = Field(None, description="When it is run.")
+
+
+class Capacity(Part):
+    """What a host takes in at most."""
+
+    workloads: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="How many workloads a drain may bring."
+    )
+    memory: Size | None = Field(None, description="How much memory they may have, all together.")
+
+
+class Policies(Part):
+    """What a host is used for."""
+
+    accept: bool = Field(True, description="Whether a drain may bring anything.")
+    max_incoming: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="How many migrations to it at once."
+    )
+
+
+class Host(Part):
+    """A host, named as ssh reaches it."""
+
+    labels: dict[str, str] = Field(default_factory=dict, description="Its labels.")
+    capacity: Capacity = Field(default_factory=Capacity, description="What it takes at most.")
+    service_network: list[Network] = Field(
+        default_factory=list, description="Networks of the service addresses, to find workloads by."
+    )
+    policies: Policies = Field(default_factory=Policies, description="What it is used for.")
+
+
+class Hosts(Part):
+    """The inventory, hosts.yaml."""
+
+    inventory: Literal[1] = Field(description="The version of this schema.")
+    hosts: dict[HostName, Host] = Field(min_length=1, description="By name.")
