@@ -13,8 +13,8 @@ from agent.errors import AgentError, ProtocolError, VersionMismatch
 from agent.lease import ALIVE, BEAT
 from agent.leftovers.facts import Fixed, Look
 from agent.probe.facts import validate
-from agent.probe.health import HealthFacts
-from agent.probe.workloads import Running
+from agent.probe.running import Running
+from agent.probe.service import HealthFacts
 from agent.sync.look import SyncFacts
 from agent.wire.frames import FrameDecoder, Message, encode
 from orchestrator.errors import AgentGarbled, AgentSilent, from_wire
@@ -199,7 +199,7 @@ class AgentClient:
         return validate(answer, Running, f"{self.host}'s processes")
 
     async def health(self, kind: str, what: str, seconds: float) -> HealthFacts:
-        """Whether a service of that host is well (`agent.probe.health`)."""
+        """Whether a service of that host is well (`agent.probe.service`)."""
         args = {"kind": kind, "what": what, "seconds": seconds}
         answer = await self._within(seconds + ANSWER_TIMEOUT, "probe.health", args)
         return validate(answer, HealthFacts, f"{self.host}'s word on a service")

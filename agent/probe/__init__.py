@@ -2,7 +2,7 @@
 
 `host` and `process` are asked of the source, `host` and `destination` of the destination; the
 shapes are in `agent.probe.facts`. `workloads` and `health` are for who empties a host: what runs
-there, and whether it is well where it has gone (`agent.probe.workloads`, `agent.probe.health`).
+there, and whether it is well where it has gone (`agent.probe.running`, `agent.probe.service`).
 Each call runs in a thread of its own, as it reads many files.
 """
 
@@ -13,9 +13,7 @@ from typing import Any
 
 from agent.errors import ProtocolError
 from agent.plan import checked_images_dir, checked_pid
-from agent.probe import health as service
-from agent.probe import machine, target, tree
-from agent.probe import workloads as running
+from agent.probe import machine, running, service, target, tree
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
 
 __all__ = ["destination", "health", "host", "process", "workloads"]

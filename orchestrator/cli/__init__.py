@@ -13,6 +13,7 @@ from orchestrator.cli.chaos import chaos
 from orchestrator.cli.check import check
 from orchestrator.cli.cordon import cordon, uncordon
 from orchestrator.cli.doctor import doctor
+from orchestrator.cli.drain import drain
 from orchestrator.cli.move import move
 from orchestrator.cli.playbook import playbook
 from orchestrator.cli.records import list_, show
@@ -21,7 +22,8 @@ from orchestrator.cli.recover import recover
 _DEFAULT = "move"
 _WITH_VALUE = (
     "-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault", "--sync",
-    "--to", "--playbook", "--hosts", "--resume", "--reason",
+    "--bandwidth", "--memory", "--max-rounds",
+    "--to", "--playbook", "--hosts", "--resume", "--reason", "--select", "--max-parallel",
 )  # fmt: skip
 
 
@@ -86,6 +88,7 @@ def migrate() -> None:
     migrate doctor HOST              find what was left behind there, and clear it
     migrate list [HOST]...           migrations begun here, or interrupted there
     migrate show ID                  one of them
+    migrate drain NODE --to HOST     empty a host: all that has a service address moves
     migrate cordon HOST...           nothing migrates onto it, until `migrate uncordon HOST...`
     migrate playbook check FILE...   is a playbook right?
     migrate chaos points             where a fault can be injected
@@ -93,5 +96,5 @@ def migrate() -> None:
 
 
 migrate.add_command(move)
-for verb in (check, recover, doctor, list_, show, cordon, uncordon, playbook, chaos):
+for verb in (check, recover, doctor, list_, show, drain, cordon, uncordon, playbook, chaos):
     migrate.add_command(verb)

@@ -24,6 +24,7 @@ from agent.plan import (
 )
 
 Command = Callable[..., Any]
+OnSignals = Callable[[Callable[[], None]], None]
 _T = TypeVar("_T")
 
 _RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)([KMG]?)", re.ASCII)
@@ -158,19 +159,35 @@ def run_driver(given: dict[str, Any], verb: str) -> tuple[Any, dict[str, Any]]:
     quiet = given["as_json"] or given["quiet"]
     reporter = Silent() if quiet else Human("Checking" if verb == "check" else "Moving")
 
-    async def drive() -> tuple[Any, dict[str, Any]]:
+    async def drive(on_signals: OnSignals) -> tuple[Any, dict[str, Any]]:
         driver = Driver(request, reporter, Records())
+        on_signals(driver.interrupt)
+        return driver, await getattr(driver, verb)()
+
+    return run_to_end(drive)
+
+
+def run_to_end(work: Callable[[OnSignals], Coroutine[Any, Any, _T]]) -> _T:
+    """Run what a signal may interrupt, and which then comes to an end of its own.
+
+    `work` is given a function that takes what is to be called at a signal.
+    """
+
+    async def go() -> _T:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                loop.add_signal_handler(number, driver.interrupt)
+
+        def on_signals(interrupt: Callable[[], None]) -> None:
+            for number in SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    loop.add_signal_handler(number, interrupt)  # nohup has it ignored
+
         try:
-            return driver, await getattr(driver, verb)()
+            return await work(on_signals)
         finally:  # the loop puts the default handlers back before we can ignore them
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     try:
-        return asyncio.run(drive())
+        return asyncio.run(go())
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

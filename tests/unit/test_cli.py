@@ -250,7 +250,7 @@ def test_usage_errors_are_the_same_of_every_verb(says: Says, line: str, said: st
 
 
 @pytest.mark.parametrize(
-    "verb", ["move", "check", "recover", "doctor", "list", "show", "cordon", "uncordon"]
+    "verb", ["move", "check", "recover", "doctor", "list", "show", "drain", "cordon", "uncordon"]
 )
 def test_the_help_of_each_verb_has_its_exit_status(says: Says, verb: str) -> None:
     status, out, _ = says(verb, "--help")
@@ -344,6 +344,6 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_group_has_the_verbs() -> None:
-    verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos", "cordon", "uncordon",
-             "playbook"}  # fmt: skip
+    verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos", "drain", "cordon",
+             "uncordon", "playbook"}  # fmt: skip
     assert set(cli.migrate.commands) == verbs

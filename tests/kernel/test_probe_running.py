@@ -18,8 +18,8 @@ from agent import probe
 from agent.errors import ProtocolError
 from agent.kernel import proc
 from agent.probe.facts import validate
-from agent.probe.health import HealthFacts
-from agent.probe.workloads import Running
+from agent.probe.running import Running
+from agent.probe.service import HealthFacts
 from tests.support.polling import until
 
 PROGRAM = """
