@@ -24,6 +24,8 @@ from orchestrator.playbook.model import GO_ON, MOVE_BACK, STOP, Limits, Select, 
 from orchestrator.records import Records
 
 _ENDED = "no-such-process"
+# Of a workload that no playbook names: the drain's defaults hold for it.
+_FOUND = Workload(name="found", select=Select(pid_file="/found"))
 
 
 class Listener(Protocol):
@@ -91,8 +93,7 @@ class Drain:
 
     def workload(self, item: Item) -> Workload:
         """What the playbook says of it."""
-        found = self._workloads.get(item.name)
-        return found or Workload(name="found", select=Select(pid_file="/"))
+        return self._workloads.get(item.name, _FOUND)
 
     def interrupt(self) -> None:
         """Begin nothing more, and undo what is on the move while that is possible."""

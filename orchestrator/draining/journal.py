@@ -117,7 +117,8 @@ class Journal:
         path = where / f"{begun.id}.jsonl"
         journal = cls(path, begun)
         try:
-            private.make(where)
+            where.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private.sync(where.parent)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             journal._fd = os.open(path, flags, 0o600)
             fcntl.flock(journal._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

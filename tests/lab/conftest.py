@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.lab_fixtures import lab, lab_of_the_session, redis
+from tests.support.lab_fixtures import lab, lab_of_the_session, redis, three
 
-__all__ = ["lab", "lab_of_the_session", "redis"]
+__all__ = ["lab", "lab_of_the_session", "redis", "three"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,6 +27,9 @@ SSH_CONFIG = ROOT / "lab/ssh_config"
 SERVICE = "10.77.0.100"
 SERVICE6 = "fd77::100"
 HOSTS = ("src", "dst")
+SPARE = "spare"
+ALL = (*HOSTS, SPARE)
+CORDON = "/var/lib/streamferry/cordon"
 JOURNALS = "/var/lib/streamferry/journal"
 _STEP = 200  # PIDs between workloads
 
@@ -85,14 +88,15 @@ class Client:
 
 
 class Lab:
-    """The three containers that `make lab` has brought up."""
+    """The containers that `make lab` has brought up. `hosts` are those that a test uses."""
 
     def __init__(self) -> None:
+        self.hosts: tuple[str, ...] = HOSTS
         self._docker = docker.from_env()
         self._floors: dict[str, int] = {}
         self._state = tempfile.mkdtemp(prefix="lab-state-")  # `migrate list` has it here
         weakref.finalize(self, shutil.rmtree, self._state, True)
-        self._containers = {name: self._docker.containers.get(name) for name in (*HOSTS, "client")}
+        self._containers = {name: self._docker.containers.get(name) for name in (*ALL, "client")}
 
     def run(self, host: str, command: str, check: bool = True) -> str:
         """Run a shell command on a host; its output (both kinds, trimmed)."""
@@ -141,10 +145,10 @@ class Lab:
         )
 
     def start(self, host: str, command: str) -> int:
-        """Start a workload in its own session, with a PID that is free on both hosts."""
-        if host not in self._floors:  # above what either host itself comes to, and apart
+        """Start a workload in its own session, with a PID that is free on all hosts."""
+        if host not in self._floors:  # above what any host itself comes to, and apart
             most = int(self.run(host, "cat /proc/sys/kernel/pid_max"))
-            self._floors[host] = most * (5 + HOSTS.index(host)) // 8
+            self._floors[host] = most * (5 + ALL.index(host)) // 8
         self._floors[host] += _STEP
         return int(self.run(host, f"start-high {self._floors[host]} {command}").split()[-1])
 
@@ -207,6 +211,10 @@ class Lab:
         """Run the command as a user would, with --json."""
         process = self.start_migrate(source, destination, pid, *options)
         return self.end_migrate(process)
+
+    def drains(self) -> list[Path]:
+        """The journals of drains that were begun here, oldest first."""
+        return sorted(Path(self._state, "streamferry/drains").glob("*.jsonl"))
 
     def start_migrate(
         self, source: str, destination: str, pid: int, *options: str
@@ -272,19 +280,22 @@ class Lab:
 
     def recover(self) -> None:
         """End what a killed orchestrator has left to be told; then nothing is left on a host."""
-        for host in HOSTS:
+        for host in self.hosts:
             status, answer = self.command("recover", host)
             assert status == 0, answer
-        for host in HOSTS:
+        for host in self.hosts:
             self.settle(host)
 
     def clear(self) -> None:
         """End every workload and take away every service address of earlier tests."""
-        workloads = "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000"
-        for host in HOSTS:
+        workloads = (
+            "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|/tmp/[a]syncio_echo|"
+            "/tmp/[w]orker[.]py"
+        )
+        for host in self.hosts:
             self.run(host, f"pkill -KILL -f '{workloads}' || true")
             self.run(host, "pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent' || true")
-            self.run(host, f"rm -rf /run/streamferry {JOURNALS} /run/lab-*")
+            self.run(host, f"rm -rf /run/streamferry {JOURNALS} {CORDON} /run/lab-*")
             for table in self.run(host, "nft list tables").splitlines():
                 if "streamferry" in table or "chaos_cut" in table:
                     self.run(host, f"nft delete {table}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import HOSTS, Lab
+from tests.support.lab import ALL, HOSTS, Lab
 from tests.support.workloads import start_redis
 
 
@@ -26,6 +26,20 @@ def lab(lab_of_the_session: Lab) -> Iterator[Lab]:
     for host in HOSTS:
         lab.settle(host)
     lab.clear()
+
+
+@pytest.fixture
+def three(lab: Lab) -> Iterator[Lab]:
+    """The lab with its third host, which is cleared and looked at, too."""
+    lab.hosts = ALL
+    lab.clear()
+    yield lab
+    try:
+        for host in ALL:
+            lab.settle(host)
+        lab.clear()
+    finally:
+        lab.hosts = HOSTS
 
 
 @pytest.fixture
