@@ -93,7 +93,7 @@ class _Survey:
         self._agents, self._drain, self._hosts, self._wanted = agents, drain, hosts, wanted
         self._facts: dict[tuple[str, str], HostFacts] = {}
         self._found = Surveyed()
-        self._refused: dict[str, dict[str, Refusal]] = {}  # key -> host -> the first reason
+        self._refused: dict[str, dict[str, list[Refusal]]] = {}  # key -> host -> all reasons
         self._loads: dict[str, Load] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
 
@@ -147,17 +147,16 @@ class _Survey:
             against: dict[str, str] = {}
             self._refused[one.key] = {}
             for host in self._hosts:
-                reason = await self._judge(one, host, process)
-                if reason is not None:
-                    against[host] = reason.message
-                    self._refused[one.key][host] = reason
+                if reasons := await self._judge(one, host, process):
+                    against[host] = reasons[0].message
+                    self._refused[one.key][host] = reasons
             self._found.memory[one.key] = process["memory"]
             self._loads[one.key] = _load(one, process, against)
 
-    async def _judge(self, one: Wanted, host: str, process: ProcessFacts) -> Refusal | None:
-        """Why it cannot go to a host; None where it can."""
+    async def _judge(self, one: Wanted, host: str, process: ProcessFacts) -> list[Refusal]:
+        """Why it cannot go to a host; empty where it can."""
         if error := self._found.unreached.get(host):
-            return Refusal(error.code, error.message, error.hint)
+            return [Refusal(error.code, error.message, error.hint)]
         options = options_of(one.migrate)
         node, directory = self._drain.node, options.images_dir
         sent: dict[str, Any] = dict(process)
@@ -168,26 +167,22 @@ class _Survey:
             facts = (self._facts[node, directory], self._facts[host, directory])
             made = plan(node, host, *facts, process, found, options)
         except AgentError as error:
-            return Refusal(error.code, error.message, error.hint)
+            return [Refusal(error.code, error.message, error.hint)]
         if isinstance(made, Plan):
             if made.addresses:
                 self._found.address[one.key] = made.addresses[0].address
-            return None
-        first, more = made[0], len(made) - 1
-        text = f"{first.message} (and {more} more; see `migrate check`)" if more else first.message
-        return Refusal(first.code, text, first.hint)
+            return []
+        return made
 
     def _why(self, key: str, placed: Placed) -> Told:
-        """Why something is not placed: one reason where it is the same everywhere."""
-        reasons, refused = placed.why_not[key], self._refused[key]
-        named = {name: one for name, one in refused.items() if self._may(key, name)}
+        """Why something is not placed: the first reason that holds everywhere, or each host's."""
+        refused = self._refused[key]
         asked = [name for name in self._hosts if self._may(key, name)]
-        if named and (len(asked) == len(named) == 1 or len({o.code for o in named.values()}) == 1):
-            if len(named) == len(asked):
-                one = next(iter(named.values()))
+        for one in refused[asked[0]] if asked and asked[0] in refused else []:
+            if all(one.code in {other.code for other in refused.get(h, [])} for h in asked):
                 return {"code": one.code, "message": one.message, "hint": one.hint}
-        said = {**{host: one.message for host, one in named.items()}, **reasons}
-        detail = "; ".join(f"{host}: {said[host]}" for host in asked if said.get(host))
+        why = {**placed.why_not[key], **{host: rows[0].message for host, rows in refused.items()}}
+        detail = "; ".join(f"{host}: {why[host]}" for host in asked if why.get(host))
         return told(NoDestination(name=key, detail=detail or "no destination is left"))
 
     def _may(self, key: str, host: str) -> bool:

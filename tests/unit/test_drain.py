@@ -192,6 +192,14 @@ async def test_where_nothing_can_move_nothing_is_touched(site: Site) -> None:
     assert (dry["outcome"], site.status(dry)) == ("refused", 3)
 
 
+async def test_the_reason_that_is_told_is_the_one_that_holds_everywhere(site: Site) -> None:
+    site.world.start(4101)
+    site.world.obstacles[4101] = "process 7 (sh)"
+    site.world.cordons["spare"] = {"since": 1, "reason": ""}
+    result = await site.drain(workloads=ones(4101), to=["spare", "dst"])
+    assert result["error"]["code"] == "pipe-outside"
+
+
 async def test_a_pid_that_is_taken_leaves_the_other_host(site: Site) -> None:
     site.world.start(4101)
     site.world.taken["dst"] = [4101]
