@@ -155,11 +155,11 @@ class Migrate(Part):
         json_schema_extra={"default": spelt(DEFAULT_MAX_BLACKOUT)},
         description="Roll back rather than stand still for longer.",
     )
-    memory: Literal["auto", "stop", "pre-copy"] = Field(
+    memory: Literal["auto", "stop", "pre-copy", "post-copy"] = Field(
         "auto", description="How the memory goes; see `migrate --help`."
     )
-    max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = Field(
-        8, description="Rounds of pre-copy before the process stands still."
+    max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = Field(
+        None, description="Rounds of memory ahead; as many as suit the mode unless given."
     )
     images_dir: AbsolutePath = Field(
         DEFAULT_IMAGES_DIR, description="Where images rest on both hosts; a tmpfs."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.plan import MEMORY_MODES
 from orchestrator.__main__ import run
+from orchestrator.draining.survey import options_of
+from orchestrator.plan import Options
 from orchestrator.playbook import rules
 from orchestrator.playbook.known import Known
 from orchestrator.playbook.loading import load
-from orchestrator.playbook.model import Drain, Hosts, Playbook
+from orchestrator.playbook.model import Drain, Hosts, Migrate, Playbook
 from orchestrator.playbook.quantities import seconds, size, spelt
 from orchestrator.playbook.reading import Checked, read_hosts, read_playbook
 from orchestrator.playbook.yaml_source import read
@@ -212,6 +217,18 @@ def test_a_playbook_survives_being_written_down() -> None:
     hosts = read_hosts(str(ROOT / "playbooks/hosts.yaml")).value
     assert hosts is not None
     assert Hosts.model_validate(json.loads(hosts.model_dump_json(exclude_unset=True))) == hosts
+
+
+def test_a_migration_can_be_told_what_the_command_can() -> None:
+    modes = typing.get_args(Migrate.model_fields["memory"].annotation)
+    assert set(modes) == {"auto", *MEMORY_MODES}
+    options = {one.name for one in dataclasses.fields(Options)}
+    asked = {"max_blackout", "images_dir", "address", "memory_mode", "max_rounds",
+             "missing_options"}  # fmt: skip
+    # What is not for a user, or is known by the drain itself.
+    own = {"replay", "boundary", "returns", "faults", "link_hosts"}
+    assert options == asked | own and len(Migrate.model_fields) == len(asked)
+    assert options_of(Migrate()) == Options()
 
 
 @given(st.integers(1, 10_000_000))
