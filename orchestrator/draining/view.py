@@ -85,10 +85,13 @@ class Table(Silent):
         self._live: Any = None
 
     def begin(self, node: str) -> None:
+        from rich.console import Console
         from rich.live import Live
 
         self._node, self._items, self._progress = node, {}, {}
-        self._live = Live(get_renderable=self._render, refresh_per_second=8, transient=True)
+        self._live = Live(
+            console=Console(), get_renderable=self._render, refresh_per_second=8, transient=True
+        )
         self._live.start()
 
     def end(self) -> None:
