@@ -135,6 +135,17 @@ async def test_an_agent_serves_one_migration_also_while_it_is_prepared(
     assert (await caller.receive())["id"] == number
 
 
+async def test_a_cordoned_host_takes_in_only_what_comes_back(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cordon.look", lambda _path: {"since": 1, "reason": "fans"})
+    name, arguments = DESTINATION
+    assert await caller.call(name, **arguments) == "cordoned"
+    assert await caller.call(name, **arguments, returns=1) == "cordoned"
+    assert not Migration.made
+    assert await caller.call(name, **arguments, returns=True) == {"did": "prepare"}
+
+
 async def test_what_is_told_after_the_end_goes_nowhere(caller: Caller) -> None:
     """And nobody waits for room in a stream that nobody reads."""
     await caller.call(*SOURCE[:1], **SOURCE[1])
