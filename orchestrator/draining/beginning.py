@@ -14,7 +14,7 @@ from orchestrator.draining import states
 from orchestrator.draining.agents import Agents
 from orchestrator.draining.drain import Listener
 from orchestrator.draining.journal import Begun, Item, Journal
-from orchestrator.draining.selection import Found, find_all, select
+from orchestrator.draining.selection import Found, NothingSelected, find_all, select
 from orchestrator.draining.survey import Wanted, host_facts, running, survey
 from orchestrator.playbook.known import Known
 from orchestrator.playbook.model import Defaults, Drain, Host
@@ -72,7 +72,11 @@ async def look(agents: Agents, asked: Asked, listener: Listener) -> list[Item]:
 
     Raises `NothingSelected`, and `AgentError` where the node cannot be reached.
     """
-    found = await _find(agents, asked, await _was_drained(agents, asked))
+    found, missing = await _find(agents, asked)
+    if missing and not await _was_drained(agents, asked):
+        raise missing[0]
+    for one in missing:
+        listener.note(f"{one.message}; an earlier drain may have moved it")
     return await _surveyed(agents, asked, found, listener)
 
 
@@ -123,18 +127,16 @@ async def _was_drained(agents: Agents, asked: Asked) -> bool:
     return asked.drain.cordon and facts["cordon"] is not None
 
 
-async def _find(agents: Agents, asked: Asked, absent_is_right: bool) -> list[Found]:
+async def _find(agents: Agents, asked: Asked) -> tuple[list[Found], list[NothingSelected]]:
+    """What is there, and what is named and is not."""
     drain = asked.drain
     workloads = drain.workloads
     files = [one.select.pid_file for one in workloads or [] if one.select.pid_file is not None]
     there = await running(agents, drain.node, files)
     if workloads is None:
         host = await host_facts(agents, drain.node, DEFAULT_IMAGES_DIR)
-        return find_all(there, host, asked.networks)
-    found, missing = select(workloads, there, drain.node, absent_is_right)
-    if missing:
-        raise missing[0]
-    return found
+        return find_all(there, host, asked.networks), []
+    return select(workloads, there, drain.node)
 
 
 async def _surveyed(
@@ -177,7 +179,7 @@ async def _cordoned(
             raise NodeBusy(node=node, ids=", ".join(arriving))
         await asyncio.sleep(_LOOK)
     for _ in range(_LOOKS):
-        found = await _find(agents, asked, True)
+        found, _ = await _find(agents, asked)
         if _processes(found) == _processes(items):
             break
         items = await _surveyed(agents, asked, found, listener)

@@ -40,12 +40,9 @@ class Found:
 
 
 def select(
-    workloads: Iterable[Workload], running: Running, node: str, absent_is_right: bool
+    workloads: Iterable[Workload], running: Running, node: str
 ) -> tuple[list[Found], list[NothingSelected]]:
-    """All that is found, in the workloads' order, and those of which nothing is.
-
-    `absent_is_right`: an earlier drain may have moved what is not there.
-    """
+    """All that is found, in the workloads' order, and those of which nothing is."""
     tree = _Tree(running)
     found: list[Found] = []
     missing: list[NothingSelected] = []
@@ -53,7 +50,7 @@ def select(
     for workload in workloads:
         matching = [one["pid"] for one in running["processes"] if _matches(workload, one, running)]
         roots = list(dict.fromkeys(tree.root(pid) for pid in matching))
-        if not roots and not workload.optional and not absent_is_right:
+        if not roots and not workload.optional:
             detail = _why_nothing(workload.select, running)
             missing.append(NothingSelected(node=node, name=workload.name, detail=detail))
         fresh = [pid for pid in tree.topmost(roots) if pid not in taken]

@@ -61,6 +61,12 @@ def _url(text: str) -> str:
     return text
 
 
+def _directory(path: str) -> str:
+    if path == "/" or {".", ".."} & set(path.split("/")):
+        raise ValueError(f"{path!r} is not an absolute path without `.` and `..`")
+    return path
+
+
 def _blackout(duration: float) -> float:
     if duration > MAX_BLACKOUT_LIMIT:
         raise ValueError(f"a blackout is no longer than {spelt(MAX_BLACKOUT_LIMIT)}")
@@ -161,7 +167,7 @@ class Migrate(Part):
     max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = Field(
         None, description="Rounds of memory ahead; as many as suit the mode unless given."
     )
-    images_dir: AbsolutePath = Field(
+    images_dir: Annotated[AbsolutePath, AfterValidator(_directory)] = Field(
         DEFAULT_IMAGES_DIR, description="Where images rest on both hosts; a tmpfs."
     )
     addresses: list[Address] = Field(

@@ -187,6 +187,7 @@ async def test_an_empty_selection_is_one_message_and_nothing_is_touched(site: Si
     assert (await site.drain(workloads=workloads))["outcome"] == "drained"
     del workloads[1]["optional"]  # the node is cordoned now: they may have been moved before
     assert (await site.drain(workloads=workloads))["outcome"] == "nothing-to-do"
+    assert [note for note in site.told.notes if "/run/web.pid" in note and "earlier" in note]
 
 
 @pytest.mark.parametrize(
