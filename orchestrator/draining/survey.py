@@ -18,6 +18,7 @@ from orchestrator.placement import endpoint
 from orchestrator.plan import Options, plan
 from orchestrator.playbook.model import PACK, Drain, Host, Migrate
 from orchestrator.refusals import Refusal
+from orchestrator.sync import Wish
 
 _AT_ONCE = 8  # processes that are looked at
 Told = dict[str, str]  # {"code", "message", "hint"}
@@ -59,6 +60,8 @@ def options_of(migrate: Migrate, returns: bool = False) -> Options:
         address=tuple(migrate.addresses),
         memory_mode=migrate.memory,
         max_rounds=migrate.max_rounds,
+        bandwidth=migrate.bandwidth or 0,
+        sync=Wish(tuple(dict.fromkeys(migrate.sync)), migrate.sync_open),
         missing_options=migrate.without_missing_options,
         returns=returns,
     )

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from agent.bandwidth import MAX_RATE, MIN_RATE
 from agent.cordon import LONGEST
 from agent.plan import (
     DEFAULT_IMAGES_DIR,
@@ -65,6 +66,12 @@ def _directory(path: str) -> str:
     if path == "/" or {".", ".."} & set(path.split("/")):
         raise ValueError(f"{path!r} is not an absolute path without `.` and `..`")
     return path
+
+
+def _rate(size: int) -> int:
+    if not MIN_RATE <= size <= MAX_RATE:
+        raise ValueError(f"a bandwidth is between {MIN_RATE} and {MAX_RATE} bytes a second")
+    return size
 
 
 def _blackout(duration: float) -> float:
@@ -164,8 +171,17 @@ class Migrate(Part):
     memory: Literal["auto", "stop", "pre-copy", "post-copy"] = Field(
         "auto", description="How the memory goes; see `migrate --help`."
     )
-    max_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = Field(
+    max_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] | None = Field(
         None, description="Rounds of memory ahead; as many as suit the mode unless given."
+    )
+    bandwidth: Annotated[Size, AfterValidator(_rate)] | None = Field(
+        None, description="At most so much a second of what goes before the freeze."
+    )
+    sync: list[AbsolutePath] = Field(
+        default_factory=list, description="Files and directories that are brought first."
+    )
+    sync_open: bool = Field(
+        False, description="Bring the files that it has open or mapped, where they differ."
     )
     images_dir: Annotated[AbsolutePath, AfterValidator(_directory)] = Field(
         DEFAULT_IMAGES_DIR, description="Where images rest on both hosts; a tmpfs."

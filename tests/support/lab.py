@@ -289,8 +289,8 @@ class Lab:
     def clear(self) -> None:
         """End every workload and take away every service address of earlier tests."""
         workloads = (
-            "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|/tmp/[a]syncio_echo|"
-            "/tmp/[w]orker[.]py"
+            "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|"
+            "/tmp/[a]syncio_echo|/tmp/[w]orker[.]py"
         )
         for host in self.hosts:
             self.run(host, f"pkill -KILL -f '{workloads}' || true")
