@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.errors import EXIT_REFUSED, AgentError
 from agent.plan import Plan
-from agent.probe.facts import HostFacts, ProcessFacts, validate
+from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
 from agent.probe.running import Running
 from orchestrator.draining.agents import Agents
 from orchestrator.draining.placement import Load, Placed, Room, place
@@ -18,7 +18,7 @@ from orchestrator.placement import endpoint
 from orchestrator.plan import Options, plan
 from orchestrator.playbook.model import PACK, Drain, Host, Migrate
 from orchestrator.refusals import Refusal
-from orchestrator.sync import Wish
+from orchestrator.sync import Seen, Wish, to_look_at
 
 _AT_ONCE = 8  # processes that are looked at
 Told = dict[str, str]  # {"code", "message", "hint"}
@@ -168,7 +168,8 @@ class _Survey:
                 host, lambda agent: agent.probe_destination(sent, directory)
             )
             facts = (self._facts[node, directory], self._facts[host, directory])
-            made = plan(node, host, *facts, process, found, options)
+            seen = await self._look_at_files(host, options.sync, process, found)
+            made = plan(node, host, *facts, process, found, options, seen)
         except AgentError as error:
             return [Refusal(error.code, error.message, error.hint)]
         if isinstance(made, Plan):
@@ -176,6 +177,19 @@ class _Survey:
                 self._found.address[one.key] = made.addresses[0].address
             return []
         return made
+
+    async def _look_at_files(
+        self, host: str, wish: Wish, process: ProcessFacts, found: object
+    ) -> Seen | None:
+        """What both hosts have of what is to be brought along. Raises `AgentError`."""
+        if not wish.any:
+            return None
+        facts = validate(found, DestinationFacts, f"the facts of {host}")
+        paths = to_look_at(wish, process, facts)
+        return Seen(
+            await self._agents.ask(self._drain.node, lambda agent: agent.look_at_paths(paths)),
+            await self._agents.ask(host, lambda agent: agent.look_at_paths(paths)),
+        )
 
     def _why(self, key: str, placed: Placed) -> Told:
         """Why something is not placed: the first reason that holds everywhere, or each host's."""

@@ -26,7 +26,9 @@ from agent.plan import (
     DEFAULT_MAX_BLACKOUT,
     MAX_BLACKOUT_LIMIT,
     MAX_ROUNDS,
+    POST_COPY,
 )
+from agent.sync.paths import MAX_PATHS, why_not
 from orchestrator.playbook.quantities import Duration, Size, spelt
 
 MOVE_BACK, STOP, GO_ON = "move-back", "stop", "go-on"
@@ -60,6 +62,12 @@ def _url(text: str) -> str:
     if not re.fullmatch(r"http://[^\s/]+(/\S*)?", text):
         raise ValueError(f"{text!r} is not an http:// URL")
     return text
+
+
+def _brought(path: str) -> str:
+    if (reason := why_not(path)) is not None:
+        raise ValueError(f"{path!r} cannot be brought: {reason}")
+    return path
 
 
 def _directory(path: str) -> str:
@@ -177,8 +185,10 @@ class Migrate(Part):
     bandwidth: Annotated[Size, AfterValidator(_rate)] | None = Field(
         None, description="At most so much a second of what goes before the freeze."
     )
-    sync: list[AbsolutePath] = Field(
-        default_factory=list, description="Files and directories that are brought first."
+    sync: list[Annotated[AbsolutePath, AfterValidator(_brought)]] = Field(
+        default_factory=list,
+        max_length=MAX_PATHS,
+        description="Files and directories that are brought first.",
     )
     sync_open: bool = Field(
         False, description="Bring the files that it has open or mapped, where they differ."
@@ -192,6 +202,12 @@ class Migrate(Part):
     without_missing_options: bool = Field(
         False, description="Go without TCP options that the destination lacks."
     )
+
+    @model_validator(mode="after")
+    def _some_rounds(self) -> Migrate:
+        if self.max_rounds == 0 and self.memory != POST_COPY:
+            raise ValueError("max_rounds: 0 is only for memory: post-copy")
+        return self
 
 
 class Workload(Part):

@@ -57,6 +57,7 @@ class World:
     endings: dict[int, list[Any]] = field(default_factory=dict)  # pid -> what moves of it come to
     timeline: list[tuple[str, str]] = field(default_factory=list)  # (event, key or host)
     asked: list[str] = field(default_factory=list)
+    differs: dict[int, str] = field(default_factory=dict)  # pid -> its file, not at destinations
     gates: dict[int, asyncio.Event] = field(default_factory=dict)  # pid -> its move waits for it
     moves: list[FakeMover] = field(default_factory=list)
 
@@ -117,6 +118,8 @@ class _Client:
             memory=one["memory"], connections=[], others=[],
             listeners=[listener(end.address, end.port, pid=pid) for end in at],
         )  # fmt: skip
+        if pid in self.world.differs:
+            facts["files"] = [_file(self.world.differs[pid], pid)]
         if pid in self.world.obstacles:
             facts["obstacles"] = [{"code": "pipe-outside", "fields": {
                 "thing": f"descriptor 5 of process {pid}", "path": "pipe:[5]",
@@ -128,8 +131,18 @@ class _Client:
         found: Json = dict(Case().found)
         taken = set(self.world.taken.get(self.host, [])) | set(self.world.hosts[self.host])
         pids = {tid for one in process["processes"] for tid in one["threads"]}
+        found["files"] = [
+            {"path": one["path"], "problem": "missing", "detail": "", "pid": one["pid"],
+             "use": one["use"]}
+            for one in process["files"]
+        ]  # fmt: skip
         found["taken"] = [{"pid": p, "owner": p, "comm": "cron"} for p in sorted(pids & taken)]
         return found
+
+    async def look_at_paths(self, paths: list[str]) -> Json:
+        kind = "file" if self.host == "src" else "missing"
+        rows = [{"path": one, "real": one, "kind": kind, "size": 5} for one in paths]
+        return {"rsync": None, "paths": rows}
 
     async def health(self, kind: str, what: str, seconds: float) -> Json:
         self.world.asked.append(f"{self.host}: {kind} {what}")
@@ -145,6 +158,12 @@ class _Client:
 
     async def journals(self) -> list[Json]:
         return self.world.journals.get(self.host, [])
+
+
+def _file(path: str, pid: int) -> Json:
+    return {"path": path, "kind": "file", "size": 5, "mode": 0o100644, "mtime_ns": 0,
+            "build_id": "", "digest": "", "written": False, "pid": pid,
+            "use": "descriptor 5"}  # fmt: skip
 
 
 class FakeMover:

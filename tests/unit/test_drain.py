@@ -130,6 +130,16 @@ async def test_where_nothing_can_move_nothing_is_touched(site: Site) -> None:
     assert (dry["outcome"], site.status(dry)) == ("refused", 3)
 
 
+async def test_a_file_that_is_brought_along_stands_against_nothing(site: Site) -> None:
+    site.world.start(4101)
+    site.world.differs[4101] = "/srv/data/a.db"
+    result = await site.drain(dry_run=True, workloads=ones(4101))
+    assert (result["outcome"], result["error"]["code"]) == ("refused", "file-missing")
+    for migrate in ({"sync": ["/srv/data/a.db"]}, {"sync_open": True}):
+        result = await site.drain(dry_run=True, workloads=ones(4101, migrate=migrate))
+        assert result["outcome"] == "ready", (migrate, result)
+
+
 async def test_the_reason_that_is_told_is_the_one_that_holds_everywhere(site: Site) -> None:
     site.world.start(4101)
     site.world.obstacles[4101] = "process 7 (sh)"
