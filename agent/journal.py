@@ -268,7 +268,7 @@ def histories(directory: Path = DIRECTORY) -> Iterator[History]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise JournalError(path=str(directory), detail=error.strerror or "") from None
+        raise JournalError(path=str(directory), detail=error.strerror or "") from error
     for name in names:
         if match := NAME.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):

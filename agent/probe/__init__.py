@@ -28,13 +28,16 @@ async def host(images_dir: str) -> HostFacts:
 
 
 async def process(pid: int) -> ProcessFacts:
-    """What the tree of `pid` consists of. Raises an error of `agent.probe.errors`, or
-    `ProtocolError`."""
+    """What the tree of `pid` consists of. Raises an error of `agent.probe.errors` or
+    `agent.unended`, or `ProtocolError`."""
     return await asyncio.to_thread(tree.look, checked_pid(pid))
 
 
 async def destination(process: dict[str, Any], images_dir: str) -> DestinationFacts:
-    """What of this host is in the way of `process` (`ProcessFacts`). Raises `ProtocolError`."""
+    """What of this host is in the way of `process` (`ProcessFacts`).
+
+    Raises `ProtocolError`, or an error of `agent.unended`.
+    """
     facts = validate(process, ProcessFacts, "the facts of the process")
     try:
         return await asyncio.to_thread(target.look, facts)

@@ -9,8 +9,10 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+from agent.journal import DIRECTORY
 from agent.kernel import proc, sockdiag, uapi
 from agent.probe import files
 from agent.probe.capabilities import has
@@ -26,6 +28,7 @@ from agent.probe.facts import (
 from agent.sync.paths import MAX_PATHS
 from agent.tcp import options
 from agent.tcp.option_check import missing
+from agent.unended import refuse_looking
 
 _HEX = re.compile(r"([0-9a-f]{2})*")
 LIMIT = 50  # of one kind; the first few say it all
@@ -43,10 +46,16 @@ class Port(NamedTuple):
     v6only: bool
 
 
-def look(process: ProcessFacts) -> DestinationFacts:
-    """What is in the way of `process` on this host."""
+def look(process: ProcessFacts, journals: Path = DIRECTORY) -> DestinationFacts:
+    """What is in the way of `process` on this host.
+
+    Raises an error of `agent.unended` where what has its PIDs here is a copy of a migration that
+    has not ended, and perhaps the only one that lives.
+    """
+    taken = _taken(process)
+    refuse_looking({one["owner"] for one in taken}, journals)
     return DestinationFacts(
-        taken=_taken(process)[:LIMIT],
+        taken=taken[:LIMIT],
         files=_files(process),
         ports=_ports(process)[:LIMIT],
         unix_names=_unix_names(process),

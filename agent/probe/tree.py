@@ -6,8 +6,10 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from agent.freeze import children
+from agent.journal import DIRECTORY
 from agent.kernel import proc
 from agent.probe import mappings
 from agent.probe.descriptors import Descriptors
@@ -24,15 +26,22 @@ from agent.probe.files import Files
 from agent.probe.neighbours import Neighbours
 from agent.probe.obstacles import Obstacles
 from agent.probe.sockets import Sockets
+from agent.unended import refuse_looking
 
 _GONE = (FileNotFoundError, ProcessLookupError)
 _MAX_ARGUMENTS = 64
 _MAX_ARGUMENT = 4096  # characters
 
 
-def look(pid: int) -> ProcessFacts:
-    """The facts of the tree of `pid`. Raises one of the errors of `agent.probe.errors`."""
+def look(pid: int, journals: Path = DIRECTORY) -> ProcessFacts:
+    """The facts of the tree of `pid`. Raises one of the errors of `agent.probe.errors`.
+
+    Where a migration of one of its processes has not ended (`agent.unended`), that is raised before
+    anything else is said: each other advice may make a second copy run, or end the only one.
+    """
     try:
+        if pid > 0:
+            refuse_looking(list(_walk(pid)), journals)
         _check_root(pid)
         return _Look(pid).facts()
     except _GONE:
