@@ -17,7 +17,7 @@ from agent.leftovers.cgroups import command as thaw_command
 from agent.leftovers.facts import CLEAR, HAND, RECOVER, Look, UnderWay
 from agent.leftovers.journals import EMPTY
 from agent.leftovers.seen import Leftover, Seen, SeenJournal, SeenProcess, SeenTask
-from agent.leftovers.words import PROBLEMS, by_journal, connections, of_journal
+from agent.leftovers.words import PROBLEMS, by_journal, connections, must_not_run, of_journal
 from agent.netlock.render import TABLE_PREFIX, TIME_WAITS, table_name
 from agent.protocol import SOURCE, TABLES, Found
 
@@ -78,6 +78,7 @@ class _Judge:
 
     def all(self) -> Judged:
         self._journals()
+        self._running()
         self._tasks()
         self._tables()
         self._images()
@@ -181,6 +182,25 @@ class _Judge:
                     )  # fmt: skip
 
     # --- processes
+
+    def _running(self) -> None:
+        """A copy that runs, as somebody continued it, while another one runs or may."""
+        for one in self._seen.journals:
+            if one.problem or (one.busy and one.state != "in-doubt"):
+                continue
+            table = TABLES[one.role]
+            gone = table.states[one.state].copy == "frozen" and one.state in table.committed
+            if not gone and table.states[one.state].copy != "stopped":
+                continue
+            detail, clearing = must_not_run(one)
+            for pid in one.living:
+                task = self._seen.tasks.get(pid)
+                if task is not None and not task.stopped:
+                    self._add(
+                        facts.PROCESS, _name(task), detail, verdict_of_things(one),
+                        f"stop it at once (`kill -STOP {pid}`); {clearing}",
+                        migration=one.id, pid=pid,
+                    )  # fmt: skip
 
     def _tasks(self) -> None:
         owners = {pid: one for one in self._idle.values() for pid in one.living}

@@ -58,6 +58,19 @@ def of_journal(one: SeenJournal, who: str) -> tuple[str, str]:
     return detail, f"undoes it: {copy} goes on here"
 
 
+def must_not_run(one: SeenJournal) -> tuple[str, str]:
+    """Of a copy that runs: (why it must not, what settling its journal does)"""
+    assert one.plan is not None
+    if one.role == DESTINATION:
+        return f"runs, and must not: {one.plan.source} has the process", "undoing it ends this copy"
+    if one.state == "committed":
+        other = f"{one.plan.destination} has the process"
+    else:
+        other = f"it was handed over to {one.plan.destination}, where the process may run"
+    _, does = of_journal(one, "")
+    return f"runs, and must not: {other}", does
+
+
 def by_journal(one: SeenJournal) -> str:
     """Why something of a migration in doubt stays."""
     destination = one.plan.destination if one.plan else "the destination"

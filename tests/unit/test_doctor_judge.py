@@ -89,6 +89,36 @@ def test_nothing_of_a_migration_under_way_is_left_over(role: str, state: str) ->
         assert judged.leftovers == []
 
 
+@pytest.mark.parametrize(
+    ("role", "state", "busy", "verdict"),
+    [
+        (SOURCE, "handed-over", False, RECOVER),
+        (SOURCE, "in-doubt", False, RECOVER),
+        (SOURCE, "in-doubt", True, RECOVER),
+        (SOURCE, "committed", False, CLEAR),
+        (DESTINATION, "taking-over", False, CLEAR),
+    ],
+)
+def test_a_copy_that_somebody_continued_must_not_run(
+    role: str, state: str, busy: bool, verdict: str
+) -> None:
+    tasks = {5000: task(stopped=False, connections=())}
+    look = Seen(
+        journals=[seen(role, state, busy=busy)], tasks=tasks, at_work={5000} if busy else set()
+    )
+    one = next(one for one in judge(look).leftovers if one.kind == "process")
+    assert (one.verdict, one.migration) == (verdict, ID)
+    assert "runs, and must not" in one.detail and "kill -STOP 5000" in one.clearing
+
+
+@pytest.mark.parametrize(
+    ("role", "state"), [(SOURCE, "frozen"), (SOURCE, "rolled-back"), (DESTINATION, "committed")]
+)
+def test_a_copy_that_may_run_is_not_told_of(role: str, state: str) -> None:
+    tasks = {5000: task(stopped=False, connections=())}
+    assert "process" not in found(Seen(journals=[seen(role, state)], tasks=tasks))
+
+
 def test_without_a_journal_tables_and_images_are_orphaned() -> None:
     assert found(everything(tasks={}, addresses=[])) == {"table": CLEAR, "images": CLEAR}
 
