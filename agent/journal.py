@@ -63,6 +63,16 @@ class JournalDamaged(JournalError):
     hint_template = "See `migrate doctor`; remove it once that migration is known to be over."
 
 
+class JournalExposed(JournalError):
+    code = "journal-exposed"
+    template = "the journal {path} is not gone by: {detail}"
+    hint_template = (
+        "See what it is: `ls -l {path}`, and `migrate doctor` on its host. If nothing but its mode "
+        "was changed, `chmod 600 {path}`. Do not remove it while its migration is in doubt: it may "
+        "be all that keeps a second copy from running."
+    )
+
+
 class JournalBusy(AgentError):
     code = "journal-busy"
     template = "migration {id} is under way: its agent lives"
@@ -103,7 +113,7 @@ class History:
         return {
             "id": self.id,
             "role": self.role,
-            "state": self.state,
+            "state": self.state if self.entries else "",
             "at": self.entries[-1].at if self.entries else 0.0,
             "pid": int(plan.get("pid", 0)),
             "source": str(plan.get("source", "")),
@@ -155,8 +165,7 @@ class Journal:
         """
         path = directory / f"{migration_id}-{role}"
         try:
-            with as_journal_error(path):
-                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = opened(path, os.O_RDWR)
         except FileNotFoundError:
             return None
         try:
@@ -166,12 +175,7 @@ class Journal:
             if os.fstat(fd).st_nlink == 0:  # it has ended meanwhile
                 os.close(fd)
                 return None
-            data = contents(fd)
-            entries, end = whole_records(data)
-            if not entries and (why := _why_unread(data)) is not None:
-                raise JournalDamaged(path=str(path), detail=why)
-            if _decision_behind(data, end):
-                raise JournalDamaged(path=str(path), detail="a record before a decision is damaged")
+            entries, end = _checked(path, role, contents(fd))
         except BlockingIOError:
             os.close(fd)
             raise JournalBusy(id=migration_id) from None
@@ -262,29 +266,74 @@ def own_host(directory: Path = DIRECTORY) -> str:
 
 
 def histories(directory: Path = DIRECTORY) -> Iterator[History]:
-    """All journals there are, oldest first, without waiting for anyone. Raises `JournalError`."""
+    """All journals there are, oldest first, without waiting for anyone. Raises `JournalError`,
+    also where one of them cannot be gone by."""
+    found, damaged = look(directory)
+    if damaged:
+        raise damaged[0]
+    return iter(found)
+
+
+def look(directory: Path = DIRECTORY) -> tuple[list[History], list[JournalError]]:
+    """All that can be gone by, oldest first, and what is wrong with the others.
+
+    Raises `JournalError` where nothing can be looked at.
+    """
+    found: list[History] = []
+    damaged: list[JournalError] = []
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
-        return
+        return found, damaged
     except OSError as error:
         raise JournalError(path=str(directory), detail=error.strerror or "") from error
     for name in names:
         if match := NAME.fullmatch(name):
-            with contextlib.suppress(FileNotFoundError):
-                yield read(directory / name, *match.groups())
+            try:
+                found.append(read(directory / name, *match.groups()))
+            except FileNotFoundError:  # it has ended meanwhile
+                continue
+            except JournalError as error:
+                damaged.append(error)
+    return found, damaged
 
 
 def read(path: Path, migration_id: str, role: str) -> History:
     """One journal. Raises `FileNotFoundError` and `JournalError`."""
-    with as_journal_error(path):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = opened(path, os.O_RDONLY)
     try:
         with as_journal_error(path):
             private.check_file(fd)
-        return History(migration_id, role, whole_records(contents(fd))[0])
+        return History(migration_id, role, _checked(path, role, contents(fd))[0])
     finally:
         os.close(fd)
+
+
+def opened(path: Path, how: int) -> int:
+    """A descriptor of one. Raises `FileNotFoundError` and `JournalError`."""
+    with as_journal_error(path):
+        try:
+            return os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise private.Exposed(errno.EPERM, "it is a symbolic link") from None
+            raise
+
+
+def _checked(path: Path, role: str, data: bytes) -> tuple[list[Entry], int]:
+    """`whole_records`. Raises `JournalDamaged` where they are not all that there was."""
+    try:
+        entries, end = whole_records(data)
+        known = {entry.state for entry in entries} <= {"", *TABLES[role].states}
+    except Exception:  # whole records that are not as this version writes them
+        known = False
+    if not known:
+        raise JournalDamaged(path=str(path), detail="it is of another version of Streamferry")
+    if not entries and (why := _why_unread(data)) is not None:
+        raise JournalDamaged(path=str(path), detail=why)
+    if _decision_behind(data, end):
+        raise JournalDamaged(path=str(path), detail="a record before a decision is damaged")
+    return entries, end
 
 
 def contents(fd: int) -> bytes:
@@ -348,5 +397,7 @@ def as_journal_error(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except private.Exposed as error:
+        raise JournalExposed(path=str(path), detail=str(error.strerror)) from error
     except OSError as error:
         raise JournalError(path=str(path), detail=error.strerror or str(error)) from error

@@ -69,12 +69,20 @@ def _check_above(path: Path) -> None:
             raise _refusal(f"others may write to {one}: `chmod go-w {one}`, or use another")
 
 
+class Exposed(PermissionError):
+    """Others may have written a file."""
+
+
 def check_file(fd: int) -> None:
-    """Raises `OSError` where others may have written an open file."""
+    """Raises `Exposed` where others may have written an open file."""
     found = os.fstat(fd)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not stat.S_ISREG(found.st_mode):
+        raise Exposed(errno.EPERM, "it is not a regular file")
+    if found.st_uid != os.geteuid():
+        raise Exposed(errno.EPERM, f"it belongs to user {found.st_uid}")
+    if found.st_mode & 0o022:
         mode = stat.S_IMODE(found.st_mode)
-        raise _refusal(f"it belongs to user {found.st_uid}, mode {mode:o}: remove it")
+        raise Exposed(errno.EPERM, f"others may write to it (mode {mode:o})")
 
 
 def _refusal(detail: str) -> OSError:

@@ -190,8 +190,9 @@ class Calls:
         from agent import journal
 
         here = journal.own_host()
-        rows = [{**one.summary(), "host_id": here} for one in journal.histories()]
-        return {"journals": rows}
+        found, damaged = journal.look()
+        rows = [{**one.summary(), "host_id": here} for one in found]
+        return {"journals": rows, "damaged": [error.to_wire() for error in damaged]}
 
     async def _recovery_settle(
         self, migration: str, role: str, word: str | None, patience: float

@@ -61,8 +61,16 @@ class JournalFacts(TypedDict):
     other_host: str  # the other host's id; "" where it is not known
 
 
+class JournalProblem(TypedDict):
+    """Why a journal cannot be gone by: an error, as it crosses the wire."""
+
+    code: str
+    fields: dict[str, str | int | float]
+
+
 class JournalList(TypedDict):
     journals: list[JournalFacts]
+    damaged: list[JournalProblem]
 
 
 class SettledFacts(TypedDict):
@@ -261,10 +269,16 @@ class AgentClient:
         """Returns when nothing is missing any more, and that is on disk."""
         await self._map("destination.fill")
 
-    async def journals(self) -> list[JournalFacts]:
-        """The journals of migrations on that host, oldest first."""
+    async def journals(self) -> tuple[list[JournalFacts], list[AgentError]]:
+        """The journals of migrations on that host, oldest first, and what is wrong with those that
+        cannot be gone by."""
         answer = await self._soon("journal.list")
-        return validate(answer, JournalList, f"{self.host}'s journals")["journals"]
+        listed = validate(answer, JournalList, f"{self.host}'s journals")
+        damaged = [{**one["fields"], "host": self.host} for one in listed["damaged"]]
+        return listed["journals"], [
+            from_wire({"code": one["code"], "fields": fields})
+            for one, fields in zip(listed["damaged"], damaged, strict=True)
+        ]
 
     async def settle(
         self, migration: str, role: str, word: str | None, patience: float

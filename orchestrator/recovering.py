@@ -162,7 +162,8 @@ class Recoverer:
         self._records = records or Records()
         self._agents: dict[tuple[str, str | None], AgentClient | AgentError] = {}
         self._configs: dict[str, str | None] = {}  # by migration: what it was begun with
-        self.damaged: list[RecordDamaged] = []  # records that may name more than was recovered
+        # Records, or journals of the host, that may name more than was recovered.
+        self.damaged: list[AgentError] = []
         self.unwritten: list[str] = []  # what could not be written down, in words
 
     async def recover(self, what: str | None) -> list[Report]:
@@ -220,7 +221,8 @@ class Recoverer:
 
     async def _meant(self, what: str | None) -> list[Named]:
         if what is None:
-            records, self.damaged = self._records.look()
+            records, damaged = self._records.look()
+            self.damaged = [*damaged]
             return [self._recorded(one) for one in records if is_open(one)]
         if ID_PATTERN.fullmatch(what):
             record = self._records.get(what)
@@ -231,7 +233,8 @@ class Recoverer:
         if isinstance(agent, AgentError):
             raise agent
         found = {}
-        for one in await agent.journals():
+        listed, self.damaged = await agent.journals()
+        for one in listed:
             names = {"source": one["source"], "destination": one["destination"]}
             names[one["role"]] = what  # as it is reached now
             other = DESTINATION if one["role"] == SOURCE else SOURCE
@@ -280,15 +283,23 @@ class Recoverer:
         return True
 
 
-async def journals(hosts: tuple[str, ...], ssh_config: str | None) -> list[dict[str, Any]]:
-    """What the journals of several hosts have. Raises `AgentError` where one is not reached."""
+async def journals(
+    hosts: tuple[str, ...], ssh_config: str | None
+) -> tuple[list[dict[str, Any]], list[AgentError]]:
+    """What the journals of several hosts have, and what is wrong with those that cannot be gone by.
+
+    Raises `AgentError` where a host is not reached.
+    """
     reacher = Recoverer(ssh_config)
     try:
         rows: list[dict[str, Any]] = []
+        damaged: list[AgentError] = []
         for host, agent in zip(hosts, await reacher.reach(*hosts), strict=True):
             if isinstance(agent, AgentError):
                 raise agent
-            rows += [{"host": host, **one} for one in await agent.journals()]
-        return rows
+            listed, unread = await agent.journals()
+            rows += [{"host": host, **one} for one in listed]
+            damaged += unread
+        return rows, damaged
     finally:
         await reacher.close()

@@ -12,15 +12,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from agent import journal
+from agent import journal, private
 from agent.errors import ProtocolError
 from agent.freeze import FreezeError
-from agent.journal import History
+from agent.journal import History, JournalError
 from agent.leftovers.seen import SeenJournal
 from agent.protocol import TABLES
 from agent.successor import Successor
 
-EMPTY, DAMAGED, NEWER, UNREADABLE = "empty", "damaged", "newer", "unreadable"
+EMPTY, DAMAGED, NEWER = "empty", "damaged", "newer"
+UNREADABLE, EXPOSED = "unreadable", "exposed"
 
 _FAMILY = journal.MAGIC[:-1]  # of every format there will be
 
@@ -39,15 +40,16 @@ def look(directory: Path) -> list[SeenJournal]:
                 found.append(_look(directory / name, migration, role))
             except FileNotFoundError:  # it has ended meanwhile
                 continue
-            except OSError:
+            except (OSError, JournalError):
                 path = str(directory / name)
                 found.append(SeenJournal(migration, role, path, False, UNREADABLE))
     return found
 
 
 def _look(path: Path, migration: str, role: str) -> SeenJournal:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = journal.opened(path, os.O_RDONLY)
     try:
+        exposed = EXPOSED if _is_exposed(fd) else ""
         busy = _is_busy(fd)
         problem, entries = read(fd, role)
     finally:
@@ -63,7 +65,8 @@ def _look(path: Path, migration: str, role: str) -> SeenJournal:
             role,
             str(path),
             busy,
-            state=history.state,
+            exposed,
+            history.state,
             plan=successor.plan,
             agent=(int(facts.get("agent", 0)), int(facts.get("agent_born", 0))),
             worker=(int(facts.get("worker", 0)), int(facts.get("worker_born", 0))),
@@ -78,6 +81,15 @@ def _living(successor: Successor) -> tuple[int, ...]:
         return tuple(successor.living)
     except FreezeError:  # it has just ended
         return ()
+
+
+def _is_exposed(fd: int) -> bool:
+    """Whether others may have written it: what it says is told, and not gone by."""
+    try:
+        private.check_file(fd)
+    except private.Exposed:
+        return True
+    return False
 
 
 def _is_busy(fd: int) -> bool:

@@ -107,6 +107,8 @@ class _Judge:
                 detail, clearing = of_journal(one, "its agent waits in doubt")
             elif one.problem:
                 detail, clearing, command = PROBLEMS[one.problem]
+                if one.plan is not None:
+                    detail = f"{of_journal(one, '')[0]}: {detail}"
                 self._add(
                     facts.JOURNAL, one.path, detail, verdict(one), clearing,
                     command.format(path=one.path), migration=one.id, role=one.role,
@@ -134,6 +136,8 @@ class _Judge:
             return
         said = verdict_of_things(journal)
         why = {CLEAR: clearing, RECOVER: by_journal(journal), HAND: "its journal cannot be gone by"}
+        if journal.plan is not None:  # what it says may be true, and then only it may end this
+            command = f"ls -l {journal.path}"
         self._add(
             kind, name, detail, said, why[said], command if said == HAND else "",
             migration=migration, **more,
@@ -186,7 +190,7 @@ class _Judge:
     def _running(self) -> None:
         """A copy that runs, as somebody continued it, while another one runs or may."""
         for one in self._seen.journals:
-            if one.problem or (one.busy and one.state != "in-doubt"):
+            if one.plan is None or (one.busy and one.state != "in-doubt"):
                 continue
             table = TABLES[one.role]
             gone = table.states[one.state].copy == "frozen" and one.state in table.committed
@@ -196,10 +200,11 @@ class _Judge:
             for pid in one.living:
                 task = self._seen.tasks.get(pid)
                 if task is not None and not task.stopped:
+                    verdict, stop = verdict_of_things(one), f"kill -STOP {pid}"
                     self._add(
-                        facts.PROCESS, _name(task), detail, verdict_of_things(one),
-                        f"stop it at once (`kill -STOP {pid}`); {clearing}",
-                        migration=one.id, pid=pid,
+                        facts.PROCESS, _name(task), detail, verdict,
+                        f"stop it at once (`{stop}`); {clearing}",
+                        stop if verdict == HAND else "", migration=one.id, pid=pid,
                     )  # fmt: skip
 
     def _tasks(self) -> None:

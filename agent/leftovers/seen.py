@@ -31,9 +31,9 @@ class SeenJournal:
     role: str
     path: str
     busy: bool  # somebody holds its lock: the migration is under way
-    problem: str = ""  # "", "empty", "damaged", "newer" or "unreadable"
+    problem: str = ""  # "", "empty", "damaged", "newer", "unreadable" or "exposed"
     state: str = ""
-    plan: Plan | None = None  # None where there is a problem
+    plan: Plan | None = None  # None where it is not known what it says
     agent: tuple[int, int] = (0, 0)  # PID and birth; zeros where it is not known
     worker: tuple[int, int] = (0, 0)  # its CRIU
     living: tuple[int, ...] = ()  # PIDs of this host's copy

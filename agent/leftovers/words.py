@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.leftovers.journals import DAMAGED, EMPTY, NEWER, UNREADABLE
+from agent.leftovers.journals import DAMAGED, EMPTY, EXPOSED, NEWER, UNREADABLE
 from agent.leftovers.seen import SeenJournal
 from agent.protocol import DESTINATION, TABLES, Found
 
@@ -32,12 +32,20 @@ PROBLEMS = {
         "what was decided cannot be told",
         "ls -l {path}",
     ),
+    EXPOSED: (
+        "others may have written it",
+        "what it says cannot be trusted: see whose it is (`ls -l`); if only its mode was changed, "
+        "the command mends that; removed, it would let a second copy run",
+        "chmod 600 {path}",
+    ),
 }
 
 
 def of_journal(one: SeenJournal, who: str) -> tuple[str, str]:
     """(what was found, what settling it does, or why only `migrate recover` can)"""
     assert one.plan is not None
+    if one.problem:
+        return f"{one.role} of PID {one.plan.pid}, {one.state}", "its journal cannot be gone by"
     detail = f"{one.role} of PID {one.plan.pid}, {one.state}: {who}"
     state = TABLES[one.role].states[one.state]
     if state.found is Found.ASK:

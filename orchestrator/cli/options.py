@@ -221,11 +221,27 @@ def failed(error: AgentError, as_json: bool, **empty: Any) -> int:
 
 
 def damage(damaged: list[Any]) -> dict[str, Any]:
-    """The records that cannot be read, and the first of them as the error, for an answer."""
+    """The records that cannot be read, and the first of them as the error, for an answer.
+
+    They are this machine's, or journals of a host, which is then named, too.
+    """
     from orchestrator.errors import told
 
-    rows = [{"path": one.fields["path"], **told(one)} for one in damaged]
+    names = ("path", "host")
+    rows = [
+        {**{name: one.fields[name] for name in names if name in one.fields}, **told(one)}
+        for one in damaged
+    ]
     return {"damaged": rows, "error": told(damaged[0]) if damaged else None}
+
+
+def say_damaged(damaged: list[Any]) -> None:
+    """The same, for a person."""
+    from orchestrator import report
+
+    for one in damaged:
+        host = one.fields.get("host")
+        report.problem(f"{host}: {one.message}" if host else one.message, one.hint)
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.cli.options import ask, damage, failed, print_json
+from orchestrator.cli.options import ask, damage, failed, print_json, say_damaged
 
 UNFINISHED = "unfinished"
 
@@ -20,11 +20,12 @@ def list_(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> int:
     """List migrations: those begun here, or those that HOSTs' journals have as not over.
 
     Exit status: 0 all is listed, 2 usage (a HOST that is none, too), 3 a HOST could not be reached
-    or refused, or a record cannot be read (the others are listed).
+    or refused, or a record or a journal cannot be read (the others are listed).
 
     With --json: {"migrations": [{"id", "source", "destination", "pid", "begun", "outcome",
     "blackout_ms"}], "damaged": [{"path", "code", "message", "hint"}], "error"}; of HOSTs the
-    migrations are {"host", "id", "role", "state", "at", "pid", ...}.
+    migrations are {"host", "id", "role", "state", "at", "pid", ...}, with "state" "" and "pid" 0
+    where an agent has written nothing yet; what is damaged has a "host", too.
     """
     if hosts:
         return _of_hosts(hosts, ssh_config, as_json)
@@ -45,8 +46,7 @@ def list_(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> int:
                 f"PID {row['pid']} {row['source']} -> {row['destination']}"
             )
         )
-    for one in damaged:
-        report.problem(one.message, one.hint)
+    say_damaged(damaged)
     if not rows and not damaged:
         report.say("No migration was begun here.")
     return status
@@ -67,22 +67,24 @@ def _of_hosts(hosts: tuple[str, ...], ssh_config: str | None, as_json: bool) -> 
     from orchestrator.recovering import journals
 
     try:
-        rows = ask(journals(hosts, ssh_config), "list")
+        rows, damaged = ask(journals(hosts, ssh_config), "list")
     except AgentError as error:
         return failed(error, as_json, migrations=[], damaged=[])
+    status = max((one.exit_status for one in damaged), default=0)
     if as_json:
-        print_json({"migrations": rows, **damage([])})
-        return 0
+        print_json({"migrations": rows, **damage(damaged)})
+        return status
     for row in rows:
-        report.say(
-            report.plain(
-                f"{row['id']}  {row['host']} is its {row['role']}: {row['state']}  "
-                f"PID {row['pid']} {row['source']} -> {row['destination']}"
-            )
+        what = (
+            f"{row['state']}  PID {row['pid']} {row['source']} -> {row['destination']}"
+            if row["state"]
+            else "its agent has written nothing yet, or died before it did"
         )
-    if not rows:
+        report.say(report.plain(f"{row['id']}  {row['host']} is its {row['role']}: {what}"))
+    say_damaged(damaged)
+    if not rows and not damaged:
         report.say("No migration is under way or interrupted there.")
-    return 0
+    return status
 
 
 def _ids(context: click.Context, param: click.Parameter, start: str) -> list[CompletionItem]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.options import ask, damage, failed, print_json
+from orchestrator.cli.options import ask, damage, failed, print_json, say_damaged
 
 
 @click.command(name="recover")
@@ -32,12 +32,13 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
 
     Exit status: 0 all is settled, 1 the copy that should go on ended with its host, 2 usage (a
     HOST that is none, too), 3 nothing could be reached or is known, it was interrupted, or a record
-    cannot be read (what the others name is recovered), 4 still in doubt, or a host is left to be
-    told.
+    or a journal cannot be read (what the others name is recovered), 4 still in doubt, or a host is
+    left to be told.
 
     With --json: {"migrations": [{"id", "outcome": "migrated" | "rolled-back" | "in-doubt" | "over",
     "lost": bool, "unfinished": [role], "source": {"host", "found", "state", "living": [pid],
-    "error"}, "destination": ...}], "damaged": [{"path", "code", "message", "hint"}], "error"}.
+    "error"}, "destination": ...}], "damaged": [{"path", "code", "message", "hint"}], "error"}. A
+    damaged journal has a "host", too.
     """
     from agent.errors import EXIT_MIGRATED, AgentError
     from orchestrator import report
@@ -49,7 +50,7 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
     except AgentError as error:
         rows = damage(worker.damaged)["damaged"]
         if not as_json:
-            _say_damaged(worker.damaged)
+            say_damaged(worker.damaged)
         return failed(error, as_json, migrations=[], damaged=rows)
     if as_json:
         print_json({"migrations": [one.to_json() for one in found], **damage(worker.damaged)})
@@ -70,11 +71,4 @@ def _say(found: list[Any], damaged: list[Any]) -> None:
         report.say(f"{one.named.id}: {one.sentence}")
         for error in (*one.errors, *filter(None, [one.loss])):
             report.problem(error.message, error.hint)
-    _say_damaged(damaged)
-
-
-def _say_damaged(damaged: list[Any]) -> None:
-    from orchestrator import report
-
-    for one in damaged:
-        report.problem(one.message, one.hint)
+    say_damaged(damaged)

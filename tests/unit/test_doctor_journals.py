@@ -43,6 +43,18 @@ def test_one_that_is_whole(tmp_path: Path, role: str) -> None:
     assert os.getpid() in one.living and one.agent[0] == os.getpid()
 
 
+def test_one_that_others_may_have_written(tmp_path: Path) -> None:
+    made = journal(tmp_path, SOURCE, "in-doubt", pid=os.getpid())
+    made.close()
+    made.path.chmod(0o666)
+    one = look(tmp_path)
+    assert (one.problem, one.state, one.busy) == ("exposed", "in-doubt", False)
+    assert one.plan is not None and os.getpid() in one.living
+    made.path.rename(tmp_path / "elsewhere")
+    made.path.symlink_to(tmp_path / "elsewhere")
+    assert look(tmp_path).problem == "unreadable"
+
+
 def test_looking_leaves_it_to_be_locked(tmp_path: Path) -> None:
     journal(tmp_path, SOURCE, "frozen").close()
     look(tmp_path)

@@ -171,6 +171,20 @@ def test_a_journal_that_cannot_be_gone_by(problem: str, verdict: str) -> None:
     assert verdicts == {"journal": verdict, "table": verdict, "images": verdict}
 
 
+def test_of_a_journal_that_others_may_have_written_nothing_is_to_be_ended() -> None:
+    """What it says may be true: a stopped process may be the copy of a migration in doubt."""
+    look = everything(seen(SOURCE, "in-doubt", problem="exposed"))
+    assert set(found(look).values()) == {HAND}
+    for one in judge(look).leftovers:
+        harmless = one.command.startswith(("ls ", "chmod 600 "))
+        assert harmless and "kill" not in one.command, one
+    journal = next(one for one in judge(look).leftovers if one.kind == "journal")
+    assert "in-doubt" in journal.detail and journal.command.startswith("chmod 600 ")
+    look.tasks = {5000: task(stopped=False, connections=())}
+    one = next(one for one in judge(look).leftovers if one.kind == "process")
+    assert one.command == "kill -STOP 5000"
+
+
 def test_tables_with_odd_names() -> None:
     one = only(Seen(tables=["streamferry_backup"]))
     assert (one.verdict, one.command) == (HAND, "nft delete table inet streamferry_backup")

@@ -12,12 +12,14 @@ import pytest
 from agent import journal as module
 from agent.errors import ProtocolError
 from agent.journal import (
+    MAGIC,
     Journal,
     JournalBusy,
     JournalDamaged,
     JournalError,
     checked_name,
     histories,
+    look,
     read,
 )
 from agent.plan import new_id
@@ -168,6 +170,28 @@ def test_all_there_are(journal: Journal) -> None:
     found = [(one.id, one.role, one.state) for one in histories(journal.path.parent)]
     assert sorted(found) == sorted([(ID, SOURCE, "idle"), (other, DESTINATION, "ready")])
     assert list(histories(journal.path.parent / "none")) == []
+
+
+def test_what_cannot_be_gone_by_is_named_beside_the_others(
+    journal: Journal, tmp_path: Path
+) -> None:
+    directory = journal.path.parent
+    journal.record("ready", Log.NOTE, {})
+    paths = {name: directory / f"{new_id()}-{SOURCE}" for name in ("open", "link", "odd", "fifo")}
+    paths["open"].write_bytes(MAGIC)
+    paths["open"].chmod(0o666)
+    paths["link"].symlink_to(journal.path)
+    os.mkfifo(paths["fifo"], 0o600)
+    paths["odd"].write_bytes(b"something else")
+    paths["odd"].chmod(0o600)
+    found, damaged = look(directory)
+    assert [one.id for one in found] == [ID]
+    assert {one.fields["path"]: one.code for one in damaged} == {
+        str(path): "journal-damaged" if name == "odd" else "journal-exposed"
+        for name, path in paths.items()
+    }
+    with pytest.raises(JournalError):
+        histories(directory)
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_last_state(

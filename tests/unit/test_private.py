@@ -12,7 +12,7 @@ import pytest
 from agent import private
 from agent.custody import _Doorway
 from agent.image.store import ImagesDirectory, ImageStore
-from agent.journal import Journal, JournalError, open_directory, read
+from agent.journal import Journal, JournalError, JournalExposed, open_directory, read
 from agent.protocol import SOURCE
 
 ID = "20261125-120000-abcdef"
@@ -124,8 +124,10 @@ def test_a_journal_that_others_may_have_written(tmp_path: Path) -> None:
         lambda: Journal.open(ID, SOURCE, tmp_path / "x"),
         lambda: read(made.path, ID, SOURCE),
     ):
-        with pytest.raises(JournalError, match="remove it"):
+        with pytest.raises(JournalExposed, match="mode 666") as refused:
             look()
+        assert f"chmod 600 {made.path}" in refused.value.hint
+        assert "Do not remove it" in refused.value.hint
 
 
 needs_root = pytest.mark.root

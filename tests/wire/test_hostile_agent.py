@@ -224,7 +224,7 @@ def test_strange_ids_name_nothing() -> None:
         *errors, last = one.messages[1:]
         assert [message["error"]["code"] for message in errors] == ["protocol"] * len(errors)
         assert len(errors) == 2 * len(IDS) + 6 + 7
-        assert last["result"] == {"journals": []}
+        assert last["result"] == {"journals": [], "damaged": []}
 
 
 @pytest.mark.parametrize("images_dir", [*hostile.PATHS, "relative", "/a" * 400_000, 5, None, {}])

@@ -202,7 +202,7 @@ async def test_a_journal_counts_whatever_the_host_is(hosts: Pair) -> None:
 async def test_of_a_host_by_name_only_a_known_other_is_believed(hosts: Pair) -> None:
     """A source that never heard of the destination's id has not handed over, and asks nobody."""
     row = journal_row(state="ready", other_host="")
-    hosts.host("src", GOES_ON, **{"journal.list": {"journals": [row]}})
+    hosts.host("src", GOES_ON, **{"journal.list": {"journals": [row], "damaged": []}})
     hosts.host("dst", STRANGER)
     (report,) = await Recoverer(None, hosts.records).recover("src")
     assert outcome(report) == ("rolled-back", [], 0)
@@ -297,7 +297,7 @@ async def test_nothing_is_left_of_one_that_is_over(hosts: Pair) -> None:
 
 async def test_all_that_a_host_knows(hosts: Pair) -> None:
     row = journal_row(source="old-name")
-    hosts.host("src", ENDED, **{"journal.list": {"journals": [row]}})
+    hosts.host("src", ENDED, **{"journal.list": {"journals": [row], "damaged": []}})
     hosts.host("dst", HAS_IT)
     (report,) = await Recoverer(None, hosts.records).recover("src")
     assert (report.named.source, report.named.destination) == ("src", "dst")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent.journal import JournalExposed
 from orchestrator import recovering
 from orchestrator.__main__ import run
 from orchestrator.migration.driver import Driver, Request
@@ -71,7 +72,7 @@ def test_a_doubt_beside_a_damaged_record_is_a_doubt(
 async def test_what_a_damaged_record_cannot_take_is_not_forgotten(
     hosts: Pair, tmp_path: Path
 ) -> None:
-    hosts.host("src", ENDED, **{"journal.list": {"journals": [journal_row()]}})
+    hosts.host("src", ENDED, **{"journal.list": {"journals": [journal_row()], "damaged": []}})
     hosts.host("dst", HAS_IT)
     hosts.records.begin(NAMED, None)
     (tmp_path / "records" / f"{ID}.json").write_text("{")
@@ -94,6 +95,37 @@ def test_a_lost_host_that_no_record_names_beside_a_damaged_one(
     assert [one["path"] for one in told["damaged"]] == [str(bad)]
     assert run(["recover", "--lost", "third"]) == 3
     assert str(bad) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["human", "json"])
+@pytest.mark.parametrize("verb", ["list", "recover"])
+def test_a_damaged_journal_of_a_host_is_named_and_keeps_none_of_the_others(
+    hosts: Pair, capsys: pytest.CaptureFixture[str], verb: str, options: list[str]
+) -> None:
+    path = "/var/lib/streamferry/journal/20260101-000000-aaaaaa-source"
+    bad = JournalExposed(path=path, detail="others may write to it (mode 666)").to_wire()
+    answer = {"journals": [journal_row()], "damaged": [bad]}
+    hosts.host("src", ENDED, **{"journal.list": answer})
+    hosts.host("dst", HAS_IT)
+    assert run([verb, "src", *options]) == 3
+    printed = capsys.readouterr()
+    if not options:
+        assert ID in printed.out and f"src: the journal {path}" in printed.err
+        return
+    told = json.loads(printed.out)
+    assert [one["id"] for one in told["migrations"]] == [ID]
+    (row,) = told["damaged"]
+    assert (row["host"], row["path"], row["code"]) == ("src", path, "journal-exposed")
+
+
+def test_an_agent_that_has_written_nothing_yet_is_of_no_pid(
+    hosts: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = journal_row(state="", pid=0, source="", destination="")
+    hosts.host("src", ENDED, **{"journal.list": {"journals": [row], "damaged": []}})
+    assert run(["list", "src"]) == 0
+    said = capsys.readouterr().out
+    assert "written nothing" in said and "PID" not in said
 
 
 @pytest.mark.parametrize("verb", ["list", "recover"])
