@@ -30,10 +30,13 @@ import msgpack
 
 from agent import host_id, private
 from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
+from agent.kernel import proc
 from agent.plan import ID_PATTERN
 from agent.protocol import TABLES, Log
 
 DIRECTORY = Path("/var/lib/streamferry/journal")
+
+STOPPED = ("T", "t")  # letters of states (proc_pid_stat(5))
 
 MAGIC = b"SFJ1"
 HEAD = struct.Struct("!II")
@@ -75,8 +78,8 @@ class JournalExposed(JournalError):
 
 class JournalBusy(AgentError):
     code = "journal-busy"
-    template = "migration {id} is under way: its agent lives"
-    hint_template = "Wait for its end, or end the agent first."
+    template = "migration {id} is under way: {who}"
+    hint_template = "Wait for its end, or end the agent first; one that is stopped, continue."
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,17 @@ class History:
             "destination": str(plan.get("destination", "")),
             "other_host": str(self.facts.get("other_host", "")),
         }
+
+    @property
+    def agent(self) -> tuple[int, str]:
+        """The PID of its agent and the letter of that one's state (proc_pid_stat(5)); 0 and "" when
+        it is gone."""
+        facts = self.facts
+        pid, born = facts.get("agent"), facts.get("agent_born")
+        if isinstance(pid, int) and born and proc.born(pid) == born:
+            with contextlib.suppress(OSError):
+                return pid, proc.stat(pid).state
+        return 0, ""
 
     def entered(self, state: str) -> Entry | None:
         """The record of the last time that `state` was entered."""
@@ -177,8 +191,9 @@ class Journal:
                 return None
             entries, end = _checked(path, role, contents(fd))
         except BlockingIOError:
+            who = _at_work(History(migration_id, role, _entries(fd)))
             os.close(fd)
-            raise JournalBusy(id=migration_id) from None
+            raise JournalBusy(id=migration_id, who=who) from None
         except BaseException:
             os.close(fd)
             raise
@@ -318,6 +333,22 @@ def opened(path: Path, how: int) -> int:
             if error.errno == errno.ELOOP:
                 raise private.Exposed(errno.EPERM, "it is a symbolic link") from None
             raise
+
+
+def _entries(fd: int) -> list[Entry]:
+    """What of it can be read while another writes."""
+    with contextlib.suppress(Exception):
+        return whole_records(contents(fd))[0]
+    return []
+
+
+def _at_work(history: History) -> str:
+    """Who holds its lock, in words."""
+    pid, state = history.agent
+    if not pid:
+        return "somebody is at work with its journal"
+    stopped = f"is stopped (state {state}): `kill -CONT {pid}`" if state in STOPPED else "lives"
+    return f"its agent, PID {pid}, {stopped}"
 
 
 def _checked(path: Path, role: str, data: bytes) -> tuple[list[Entry], int]:

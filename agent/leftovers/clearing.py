@@ -93,8 +93,10 @@ def _locked(migration: str, role: str, directory: Path) -> Iterator[Journal | No
 def _over(migration: str, places: Places) -> Iterator[None]:
     """While this lasts nobody goes on with the migration, of which nothing more is to be done
     here. Raises `JournalBusy`, `LeftoverStays`."""
-    if any(agent.migration == migration for agent in Processes(places).agents):
-        raise LeftoverStays(name=f"migration {migration}", detail="its agent lives")
+    for agent in Processes(places).agents:
+        if agent.migration == migration:
+            detail = f"its agent, PID {agent.pid}, lives"
+            raise LeftoverStays(name=f"migration {migration}", detail=detail)
     with contextlib.ExitStack() as held:
         for role in (SOURCE, DESTINATION):
             journal = held.enter_context(_locked(migration, role, places.journals))

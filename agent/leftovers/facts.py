@@ -45,6 +45,8 @@ class UnderWay(TypedDict):
     role: str
     state: str
     pid: int
+    agent: int  # its PID; 0 where another is at work with the journal
+    stopped: bool  # that agent: it gets on with nothing
 
 
 class Look(TypedDict):

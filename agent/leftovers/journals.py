@@ -69,6 +69,7 @@ def _look(path: Path, migration: str, role: str) -> SeenJournal:
             history.state,
             plan=successor.plan,
             agent=(int(facts.get("agent", 0)), int(facts.get("agent_born", 0))),
+            agent_state=history.agent[1],
             worker=(int(facts.get("worker", 0)), int(facts.get("worker_born", 0))),
             living=_living(successor),
         )

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.journal import STOPPED
 from agent.leftovers import facts
 from agent.leftovers.cgroups import command as thaw_command
 from agent.leftovers.facts import CLEAR, HAND, RECOVER, Look, UnderWay
@@ -87,10 +88,13 @@ class _Judge:
         self._guardians()
         self._criu()
         under_way = [
-            UnderWay(id=one.id, role=one.role, state=one.state, pid=one.plan.pid if one.plan else 0)
+            UnderWay(
+                id=one.id, role=one.role, state=one.state, pid=one.plan.pid if one.plan else 0,
+                agent=one.agent[0] if one.agent_state else 0, stopped=one.agent_state in STOPPED,
+            )
             for one in self._seen.journals
             if one.busy
-        ]
+        ]  # fmt: skip
         return Judged(self._found, under_way, self._notes)
 
     def _add(self, kind: str, name: str, detail: str, verdict: str, clearing: str,
@@ -104,7 +108,7 @@ class _Judge:
             if one.busy and one.state != "in-doubt":
                 continue
             if one.busy:
-                detail, clearing = of_journal(one, "its agent waits in doubt")
+                detail, clearing = of_journal(one, f"its agent, {_agent(one)}, waits in doubt")
             elif one.problem:
                 detail, clearing, command = PROBLEMS[one.problem]
                 if one.plan is not None:
@@ -330,6 +334,10 @@ class _Judge:
 
 def _is_orphan(one: SeenProcess) -> bool:
     return one.parent == _INIT and one.arguments[1:2] in (("swrk",), ("lazy-pages",))
+
+
+def _agent(one: SeenJournal) -> str:
+    return f"PID {one.agent[0]}" + ", stopped" * (one.agent_state in STOPPED)
 
 
 def _name(task: SeenTask) -> str:

@@ -35,6 +35,7 @@ class SeenJournal:
     state: str = ""
     plan: Plan | None = None  # None where it is not known what it says
     agent: tuple[int, int] = (0, 0)  # PID and birth; zeros where it is not known
+    agent_state: str = ""  # the letter of its agent's state; "" when that is gone
     worker: tuple[int, int] = (0, 0)  # its CRIU
     living: tuple[int, ...] = ()  # PIDs of this host's copy
 

@@ -35,9 +35,9 @@ def doctor(host: str, ssh_config: str | None, fix: bool, as_json: bool) -> int:
     With --json: {"host", "findings": [{"kind", "name", "migration": id or "", "detail", "verdict":
     "clear" (--fix does it) | "recover" | "hand", "clearing": what it does, or why it is not safe,
     "command"}], "cleared": [finding], "errors": [text], "under_way": [{"id", "role", "state",
-    "pid"}], "notes": [text], "error"}. "kind": "journal" | "process" | "sockets" | "table" |
-    "images" | "address" | "agent" | "guardian" | "criu" | "criu-lock" | "cgroup". With --fix
-    "findings" has what is left.
+    "pid", "agent": pid or 0, "stopped": bool: the agent is}], "notes": [text], "error"}.
+    "kind": "journal" | "process" | "sockets" | "table" | "images" | "address" |
+    "agent" | "guardian" | "criu" | "criu-lock" | "cgroup". With --fix "findings" has what is left.
     """
     from agent.errors import AgentError
     from orchestrator.doctor import diagnose
@@ -54,6 +54,14 @@ def doctor(host: str, ssh_config: str | None, fix: bool, as_json: bool) -> int:
     return found.exit_status
 
 
+def _agent(one: Any) -> str:
+    if not one["agent"]:
+        return ""
+    pid = one["agent"]
+    stopped = f", which is stopped: `kill -CONT {pid}`" if one["stopped"] else ""
+    return f", by the agent PID {pid}{stopped}"
+
+
 def _say(found: Any) -> None:
     """One line a finding, and one on what ends it."""
     from agent.leftovers.facts import CLEAR
@@ -63,7 +71,7 @@ def _say(found: Any) -> None:
         say(
             plain(
                 f"under way  migration {one['id']}, {one['role']} of PID {one['pid']}: "
-                f"{one['state'] or 'beginning'}; not touched"
+                f"{one['state'] or 'beginning'}{_agent(one)}; not touched"
             )
         )
     for one in found.cleared:

@@ -191,8 +191,9 @@ def test_what_belongs_to_a_living_agent_is_left(doctor: Doctor, role: str) -> No
         state = "frozen" if role == SOURCE else "restoring"
         open_journal = doctor.journal(role, state, pid=pid, ticks=before)
         doctor.keeps()
+        agent = {"agent": os.getpid(), "stopped": False}
         (under_way,) = doctor.look()["under_way"]
-        assert under_way == {"id": ID, "role": role, "state": state, "pid": pid}
+        assert under_way == {"id": ID, "role": role, "state": state, "pid": pid} | agent
         assert set(thread_states(pid).values()) == {"T"} and repaired(pair.server)
         assert path.exists() and TABLE in doctor.tables()
         open_journal.close()

@@ -132,7 +132,7 @@ class Settler(_Asked):
                 settled = yield from settle(self, self.word)
                 break
             if world.now - begin > PATIENCE:
-                settled = JournalBusy(id=ID)
+                settled = JournalBusy(id=ID, who="its agent lives")
                 break
             self._send_away()
             yield _POLL
@@ -225,7 +225,7 @@ class Forgetter(_Asked):
         if history is None:
             self.answer(False)
         elif host.holder is not None:
-            self.answer(JournalBusy(id=ID))
+            self.answer(JournalBusy(id=ID, who="its agent lives"))
         elif TABLES[host.role].states[history.state].found is Found.OVER:
             try:
                 Journal(host, self).remove()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,10 @@ from agent.journal import (
     look,
     read,
 )
+from agent.kernel import proc
 from agent.plan import new_id
 from agent.protocol import DESTINATION, SOURCE, Log
+from tests.support.lab import until
 
 ID = "20261124-120000-abcdef"
 
@@ -149,6 +153,17 @@ def test_nothing_is_written_where_nobody_would_read_it(
 
 def test_it_is_one_agents_alone(journal: Journal) -> None:
     with pytest.raises(JournalBusy):
+        Journal.open(ID, SOURCE, journal.path.parent)
+    with subprocess.Popen(["sleep", "1000"]) as agent:  # who may be at it, or stand still
+        journal.note(agent=agent.pid, agent_born=proc.born(agent.pid))
+        with pytest.raises(JournalBusy, match=f"its agent, PID {agent.pid}, lives"):
+            Journal.open(ID, SOURCE, journal.path.parent)
+        agent.send_signal(signal.SIGSTOP)
+        until(lambda: proc.stat(agent.pid).state == "T", 5, "it is stopped")
+        with pytest.raises(JournalBusy, match=f"PID {agent.pid}, is stopped .state T."):
+            Journal.open(ID, SOURCE, journal.path.parent)
+        agent.kill()
+    with pytest.raises(JournalBusy, match="somebody is at work"):
         Journal.open(ID, SOURCE, journal.path.parent)
     journal.close()
     again = Journal.open(ID, SOURCE, journal.path.parent)

@@ -118,11 +118,14 @@ def test_a_migration_that_was_begun_here_is_recovered_by_its_id(host: Host) -> N
     assert f"`migrate recover {ID}`" in host.doctor(look=look(DOUBT))[1]
 
 
-def test_a_migration_under_way(host: Host) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_migration_under_way(host: Host, stopped: bool) -> None:
     way = {"id": ID, "role": "source", "state": "frozen", "pid": 5000}
+    way = {**way, "agent": 900, "stopped": stopped}
     status, told = host.doctor(look=look(under_way=[way]))
     assert status == 0
-    assert told.startswith(f"under way  migration {ID}, source of PID 5000: frozen; not touched\n")
+    assert told.startswith(f"under way  migration {ID}, source of PID 5000: frozen, by the agent ")
+    assert f"PID 900{', which is stopped: `kill -CONT 900`' * stopped}; not touched\n" in told
 
 
 def test_fix(host: Host) -> None:
@@ -139,7 +142,7 @@ def test_fix(host: Host) -> None:
 
 
 def test_json(host: Host) -> None:
-    way = {"id": ID, "role": "source", "state": "", "pid": 0}
+    way = {"id": ID, "role": "source", "state": "", "pid": 0, "agent": 0, "stopped": False}
     _, told = host.json(look=look(TABLE, DOUBT, CRIU, under_way=[way], notes=["a"]))
     commands = ["migrate doctor src --fix", "migrate recover src", "end table inet CRIU-1"]
     assert told == {

@@ -123,7 +123,7 @@ async def test_a_destination_that_does_not_know_it_yet_has_no_word_for_the_sourc
     hosts: Pair,
 ) -> None:
     """It may begin, and commit, while a source that still works keeps the word waiting."""
-    report = await hosts.end(JournalBusy(id=ID), NOTHING["destination"])
+    report = await hosts.end(JournalBusy(id=ID, who="its agent lives"), NOTHING["destination"])
     assert outcome(report) == ("in-doubt", ["source"], 4)
     assert hosts.words == [("source", None), ("destination", None)]
 
@@ -152,7 +152,7 @@ async def test_without_the_source_the_destination_ends_its_part(hosts: Pair) -> 
 
 async def test_a_journal_that_could_not_be_removed_changes_no_outcome(hosts: Pair) -> None:
     async def forget(migration: str) -> Json:
-        raise JournalBusy(id=migration)
+        raise JournalBusy(id=migration, who="its agent lives")
 
     hosts.host("src", ENDED)
     hosts.host("dst", HAS_IT, **{"recovery.forget": forget})
@@ -160,7 +160,7 @@ async def test_a_journal_that_could_not_be_removed_changes_no_outcome(hosts: Pai
     assert hosts.forgotten
 
 
-@pytest.mark.parametrize("destination", [AWAY, JournalBusy(id=ID)])
+@pytest.mark.parametrize("destination", [AWAY, JournalBusy(id=ID, who="its agent lives")])
 async def test_nobody_to_ask(hosts: Pair, destination: AgentError) -> None:
     hosts.host("dst", destination)
     report = await hosts.end(None, None)
@@ -232,7 +232,7 @@ async def test_a_host_that_can_be_reached_is_not_lost(hosts: Pair) -> None:
 
 
 async def test_a_host_that_answers_otherwise_is_not_lost(hosts: Pair) -> None:
-    report = await hosts.end(ASKS, JournalBusy(id=ID), lost="dst")
+    report = await hosts.end(ASKS, JournalBusy(id=ID, who="its agent lives"), lost="dst")
     assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
 
 
