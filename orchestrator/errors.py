@@ -14,7 +14,7 @@ from pathlib import Path
 import agent
 import orchestrator
 from agent import errors as agent_errors
-from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_USAGE, AgentError
+from agent.errors import EXIT_IN_DOUBT, EXIT_REFUSED, EXIT_ROLLED_BACK, EXIT_USAGE, AgentError
 
 
 class HostError(AgentError):
@@ -136,6 +136,15 @@ class OutcomeUnknown(AgentError):
         "then leave the copies of process {pid} as they are: it lets only one run."
     )
     exit_status = EXIT_IN_DOUBT
+
+
+class AgentLost(AgentError):
+    """An agent was lost, and what it had begun has been undone since: nothing is in doubt."""
+
+    code = "agent-lost"
+    template = "an agent was lost, and the migration was undone: {detail}"
+    hint_template = "Process {pid} was left to {source}; run the migration again."
+    exit_status = EXIT_ROLLED_BACK
 
 
 class MemoryMissing(AgentError):

@@ -23,7 +23,7 @@ from orchestrator.filling import Patience, fill
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
 from orchestrator.records import Record, RecordDamaged, Records, is_open
-from orchestrator.recovery import Named, Recovered, recover
+from orchestrator.recovery import LOST, Named, Recovered, recover
 from orchestrator.transport import open_agent
 
 
@@ -126,11 +126,32 @@ class Report:
             return f"migrated: {named.destination} had committed; {pid} {runs}" + self._left(
                 named.source, "source", "its frozen copy there is still to be ended"
             )
-        return f"rolled back: {named.destination} had not committed; {pid} goes on at " + (
-            named.source
+        return (
+            self._rolled_back(pid)
             + self._left(named.source, "source", "which is still to be told")
             + self._left(named.destination, "destination", "which may have something to undo")
         )
+
+    @property
+    def unheard(self) -> str:
+        """Of hosts that could not say how it ended, where that is known from before."""
+        hosts = " and ".join(self.named.host(role)[0] for role in self.ended.unfinished)
+        return (
+            f"{hosts} could not be asked since, and may have something of it left to end: "
+            f"`migrate recover {self.named.id}` when that is possible"
+        )
+
+    def _rolled_back(self, pid: str) -> str:
+        """What has become of the two copies."""
+        named, sent, taken = self.named, self.ended.source, self.ended.destination
+        said = f"rolled back: {named.destination} had not committed"
+        if not isinstance(taken, AgentError) and taken["found"] == LOST:
+            said = f"rolled back on your word that {named.destination} is lost for good"
+        if isinstance(sent, AgentError) or sent["living"]:
+            return f"{said}; {pid} goes on at {named.source}"
+        if sent["state"]:
+            return f"{said}; {pid} has ended at {named.source}"
+        return f"{said}; {pid} was left to {named.source} before, and may have ended since"
 
     def _left(self, host: str, role: str, what: str) -> str:
         if role not in self.ended.unfinished:

@@ -16,7 +16,7 @@ from agent.fault import ORCHESTRATOR, Faults
 from agent.plan import Plan, new_id
 from agent.probe.facts import DestinationFacts, ProcessFacts, validate
 from orchestrator.agent_client import AgentClient, Facts
-from orchestrator.errors import OutcomeUnknown, internal
+from orchestrator.errors import AgentLost, OutcomeUnknown, internal
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.migration import result as results
 from orchestrator.migration.result import Json
@@ -298,6 +298,10 @@ class Driver:
         """Take over what recovery has found; whether the hosts may forget it."""
         if report.ended.waits:  # it goes on, or is tried again
             return False
+        known = self._result["outcome"] in (results.MIGRATED, results.ROLLED_BACK)
+        if known and report.ended.outcome == results.IN_DOUBT:  # one who knew has let go of it
+            self._reporter.note(report.unheard)
+            return self._write_down_end()
         self._reporter.note(report.sentence)
         if report.half_ended is not None:
             self._doubt(report.half_ended)
@@ -310,6 +314,11 @@ class Driver:
             self.error = None
         elif report.ended.outcome in (results.ROLLED_BACK, results.OVER) and self.error is not None:
             self._result["outcome"] = results.ROLLED_BACK
+            detail = str(self.error.fields.get("detail", self.error.message))
+            self.error = AgentLost(
+                detail=detail, pid=self._request.pid, source=self._request.source
+            )
+            self._result["error"] = results.described(self.error, "commit")
         return self._write_down_end()
 
     def _write_down_end(self) -> bool:

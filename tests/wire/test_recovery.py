@@ -113,6 +113,15 @@ async def test_what_was_not_committed_is_undone_on_both(hosts: Pair) -> None:
     assert "goes on at src" in report.sentence
 
 
+async def test_a_process_is_said_to_go_on_only_where_it_was_seen(hosts: Pair) -> None:
+    report = await hosts.end(NOTHING["source"], UNDID)  # the source had ended its part before
+    assert outcome(report) == ("rolled-back", [], 0)
+    assert "goes on" not in report.sentence and "may have ended since" in report.sentence
+    ended = {**GOES_ON, "living": []}
+    sentence = (await hosts.end(ended, UNDID)).sentence
+    assert "PID 5000 has ended at src" in sentence
+
+
 async def test_a_destination_that_knows_nothing_any_more_has_never_committed(hosts: Pair) -> None:
     after = settled("source", "handed-over", "rolled-back", None, 5000)
     assert outcome(await hosts.end(after, NOTHING["destination"])) == ("rolled-back", [], 0)
@@ -213,6 +222,7 @@ async def test_a_destination_declared_lost_has_failed(hosts: Pair, destination: 
     after = settled("source", "handed-over", "rolled-back", None, 5000)
     report = await hosts.end(after, destination, lost="dst")
     assert outcome(report) == ("rolled-back", [], 0)
+    assert "on your word" in report.sentence and "had not committed" not in report.sentence
     assert hosts.words[-1] == ("source", "failed")
 
 
@@ -369,7 +379,25 @@ async def test_a_source_whose_agent_died_was_undone_by_its_guardian(setting: Set
     again(setting, GOES_ON, NOTHING["destination"])
     result = await setting.migrate()
     assert (result["outcome"], setting.status) == ("rolled-back", 1)
-    assert result["error"] is not None
+    assert result["error"]["code"] == "agent-lost"
+    assert "src" in result["error"]["message"] and "recover" not in result["error"]["hint"]
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("migrated", 0), ("rolled-back", 1)])
+async def test_what_is_known_is_not_said_to_be_in_doubt(
+    setting: Setting, outcome: str, status: int
+) -> None:
+    """The source has said it, and let go of it; then the destination lost its power."""
+    error = None if outcome == "migrated" else PeerLost(phase="commit", detail="gone")
+    setting.source.answers["source.run"] = source_report(outcome, error)
+    setting.destination.answers["destination.run"] = dying(setting.destination)
+    answers = {"recovery.settle": NOTHING["source"]}
+    setting.again["src"] = ScriptedAgent("src", answers)
+    result = await setting.migrate()
+    assert (result["outcome"], setting.status) == (outcome, status)
+    assert not any("in doubt" in note for note in setting.told.notes)
+    assert f"`migrate recover {result['id']}`" in setting.told.notes[-1]
+    assert setting.told.notes[-1].startswith("dst could not be asked")
 
 
 async def test_a_source_whose_agent_died_after_the_commit_is_told(setting: Setting) -> None:
