@@ -7,6 +7,7 @@ same name never had it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -56,8 +57,12 @@ def ensure(directory: Path) -> str:
     try:
         os.write(fd, f"{made}\n".encode())
         os.fsync(fd)
+        fresh.replace(directory / FILE)
+    except BaseException:  # a full disk: what could not be written is not left
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
     finally:
         os.close(fd)
-    fresh.replace(directory / FILE)
     private.sync(directory)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -17,6 +18,21 @@ def test_it_is_made_once_and_stays(tmp_path: Path) -> None:
     assert host_id.checked(made) == host_id.own(tmp_path) == host_id.ensure(tmp_path) == made
     assert os.listdir(tmp_path) == [host_id.FILE]
     assert (tmp_path / host_id.FILE).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("at", ["write", "fsync"])
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host_id.os, at, full)
+        with pytest.raises(OSError, match="No space left"):
+            host_id.ensure(tmp_path)
+    assert os.listdir(tmp_path) == []
+    assert host_id.ensure(tmp_path)
 
 
 def test_each_host_has_its_own(tmp_path: Path) -> None:
