@@ -110,7 +110,7 @@ class SourceHost(Host):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
             gets_on()
-        if not later and not self._plan.bandwidth:  # which does not hold in the blackout
+        if not later:
             check_last(ahead.rounds, self._plan.max_blackout)
 
     def open_sync(self, link: Link, gets_on: Callable[[], None]) -> SyncSource:

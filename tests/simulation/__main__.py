@@ -12,25 +12,28 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.schedule import run
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeat this schedule, and print what happens")
     parser.add_argument("--schedules", type=int, default=100_000, metavar="N")
     parser.add_argument("--first", type=int, help="seed of the first; a random one if not given")
-    parser.add_argument("--mutant", choices=MUTANTS, help="with --seed: break the protocol so")
+    parser.add_argument("--mutant", choices=MUTANTS, help="break the protocol so")
     parser.add_argument("--cover", action="store_true", help="print how often everything was hit")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.seed is not None:
         return _repeat(options.seed, options.mutant)
     first = secrets.randbelow(1 << 40) if options.first is None else options.first
-    print(f"{options.schedules:,} schedules, the first with seed {first}", flush=True)
+    broken = f" of the mutant {options.mutant}" if options.mutant else ""
+    print(f"{options.schedules:,} schedules{broken}, the first with seed {first}", flush=True)
     shown = 0
-    for total in many(first, options.schedules):
+    for total in many(first, options.schedules, mutant=options.mutant):
         if total.schedules - shown >= 50_000:
             shown = total.schedules
             print(f"{shown:>12,}  {total.rate:,.0f}/s", flush=True)
     if total.failure is not None:
         print(total.failure)
+        if options.mutant:
+            print(f"  with --mutant {options.mutant}")
         print("\n".join(total.failure.trace))
         return 1
     if options.cover:

@@ -63,7 +63,9 @@ def some(
     return outcome
 
 
-def many(first: int, count: int, workers: int | None = None) -> Iterator[Outcome]:
+def many(
+    first: int, count: int, workers: int | None = None, mutant: str | None = None
+) -> Iterator[Outcome]:
     """These seeds, on all cores: what is known so far, again and again, at last of them all.
 
     Ends early where one has failed.
@@ -73,7 +75,8 @@ def many(first: int, count: int, workers: int | None = None) -> Iterator[Outcome
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         end = first + count
         parts = [
-            pool.submit(some, seed, min(_CHUNK, end - seed)) for seed in range(first, end, _CHUNK)
+            pool.submit(some, seed, min(_CHUNK, end - seed), mutant)
+            for seed in range(first, end, _CHUNK)
         ]
         for part in as_completed(parts):
             total.add(part.result())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.protocol import DESTINATION, GONE, SOURCE, TABLES, Log
+from tests.simulation.__main__ import main
 from tests.simulation.campaign import many, some
 from tests.simulation.faults import EVERY_FAULT, choose
 from tests.simulation.mutants import MUTANTS
@@ -114,6 +115,11 @@ def test_a_broken_protocol_is_caught(name: str) -> None:
     assert found.failure.trace
     real = some(found.failure.seed, 1, schedule=MUTANTS[name].schedule)
     assert real.failure is None, "the real one holds there"
+
+
+def test_a_mutant_is_run_through_many_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--mutant", "impatient", "--first", "0", "--schedules", str(SOON)]) == 1
+    assert "Violation" in capsys.readouterr().out
 
 
 def test_a_schedule_is_repeated_from_its_seed() -> None:
