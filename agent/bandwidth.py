@@ -15,6 +15,7 @@ class Bandwidth:
         """`rate`: bytes a second; 0: no limit."""
         self._rate = rate
         self._due = 0.0  # when what was sent has had its time
+        self.waited = 0.0  # seconds in all
 
     async def spend(self, size: int) -> None:
         """`size` bytes were sent: wait as long as they are to take."""
@@ -23,4 +24,5 @@ class Bandwidth:
         now, wanted = asyncio.get_running_loop().time(), size / self._rate
         self._due = max(self._due, now - max(wanted, _BEHIND)) + wanted  # sending took some of it
         if self._due > now:
+            self.waited += self._due - now
             await asyncio.sleep(self._due - now)

@@ -188,7 +188,7 @@ async def _cordoned(
 
 async def _arriving(agents: Agents, node: str) -> list[str]:
     """The migrations under way onto a host."""
-    journals = await agents.ask(node, lambda agent: agent.journals())
+    journals, _unread = await agents.ask(node, lambda agent: agent.journals())
     over = {"rolled-back", "migrated"}
     return [
         one["id"]

@@ -212,6 +212,7 @@ def test_what_would_stand_still_for_too_long_is_not_frozen() -> None:
     all_of_it, fits, not_so = Round(800 << 20, 9000.0), Round(50 << 20, 999.0), Round(1, 1001.0)
     for rounds in ([], [all_of_it], [all_of_it, fits], [all_of_it, not_so, fits]):
         check_last(rounds, 1.0)
+    check_last([all_of_it, Round(700 << 20, 8123.0, held_ms=7200.0)], 1.0)  # by a bandwidth
     with pytest.raises(DirtiesTooFast) as raised:
         check_last([all_of_it, fits, Round(700 << 20, 8123.0)], 1.0)
     assert "700 MiB" in raised.value.message and "8.1 s" in raised.value.message
