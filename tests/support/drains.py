@@ -156,8 +156,8 @@ class _Client:
     async def uncordon(self) -> bool:
         return self.world.cordons.pop(self.host, None) is not None
 
-    async def journals(self) -> list[Json]:
-        return self.world.journals.get(self.host, [])
+    async def journals(self) -> tuple[list[Json], list[Any]]:
+        return self.world.journals.get(self.host, []), []
 
 
 def _file(path: str, pid: int) -> Json:
