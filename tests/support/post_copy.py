@@ -72,6 +72,7 @@ class Away:
         self.site, self.source = made, source
         self.process = made.process
         self.left: list[int] = []
+        self.before: list[Paging] = []  # of agents that have gone
 
     async def restore(self, count: int, *, ahead: int = 0) -> None:
         """Pages from 0 on are at the source; the first `ahead` have come."""
@@ -96,6 +97,7 @@ class Away:
         here.pid, there.pid = self.process.pid, self.source.pid
         if again:  # as another agent would
             self.site.paging.close()
+            self.before.append(self.site.paging)
             self.site.paging = Paging(self.site.directory, start=False)
             await self.site.paging.restored()
         filling = Filling(here, self.site.paging, self.left.append)  # type: ignore[arg-type]
@@ -147,5 +149,8 @@ async def away(count: int, *, ahead: int = 0) -> AsyncIterator[Away]:
             if count:
                 await one.restore(count, ahead=ahead)
             yield one
-            if made.paging._process is None:  # that pager ends with the process
+            if one.before:  # its pager ends with the process
                 made.process.end()
+                started = one.before[0]._process
+                assert started is not None
+                await asyncio.to_thread(started.wait, DEADLINE)
