@@ -63,7 +63,10 @@ class JournalError(AgentError):
 class JournalDamaged(JournalError):
     code = "journal-damaged"
     template = "the journal {path} cannot be gone by: {detail}"
-    hint_template = "See `migrate doctor`; remove it once that migration is known to be over."
+    hint_template = (
+        "See `migrate doctor` on its host. Remove it only once no second copy can run: a source "
+        "that asks is then told that its destination has not committed."
+    )
 
 
 class JournalExposed(JournalError):
@@ -198,7 +201,8 @@ class Journal:
             os.close(fd)
             raise
         journal = cls(path, fd, History(migration_id, role, entries), end)
-        journal._erase(os.fstat(fd).st_size - end)  # what a crash left behind a torn record
+        if entries:  # else what is there is all that tells what it was
+            journal._erase(os.fstat(fd).st_size - end)  # what a crash left behind a torn record
         return journal
 
     def record(self, state: str, log: Log, facts: Facts) -> None:

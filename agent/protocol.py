@@ -93,6 +93,9 @@ _NOTE, _DECISION = Log.NOTE, Log.DECISION
 _FAIL, _AGAIN, _WAIT, _ASK, _OVER = Found.FAIL, Found.AGAIN, Found.WAIT, Found.ASK, Found.OVER
 
 GONE = "gone"  # the word for a destination that the source's copy is no more
+SETTLED = (
+    "settled"  # the word for a destination that its source asks nothing: it has ended its part
+)
 
 _GO_ON_HERE = ("take_back_addresses", "unlock", "release", "thaw")
 _END_HERE = ("end_copy", "give_addresses", "unlock")

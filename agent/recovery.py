@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.journal import DIRECTORY, History, Journal, JournalBusy, own_host, read
+from agent.journal import DIRECTORY, History, Journal, JournalBusy, JournalDamaged, own_host, read
 from agent.kernel import proc
 from agent.protocol import (
     DESTINATION,
+    SETTLED,
     SOURCE,
     TABLES,
     Found,
@@ -67,8 +68,9 @@ def settle(
 
     A journal that is over is removed, but for a destination's that has the process, for the source
     to ask, and for a source's whose copy is gone, so that somebody is told. Those are kept until
-    `forget`. Raises `JournalBusy` while its agent lives,
-    `RecoveryIncomplete`, `JournalError`.
+    `forget`. A destination's without a line counts as damaged, unless its source has come to its
+    end (`SETTLED`). Raises `JournalBusy` while its agent lives, `RecoveryIncomplete`,
+    `JournalError`.
     """
     table = TABLES[role]
     here = own_host(directory)
@@ -126,6 +128,11 @@ def settling(
     found, lost = history.state, False
     machine = Machine(table, journal.record, found)
     if not history.entries:  # its agent died before it had written down what it was to do
+        if history.role == DESTINATION and word != SETTLED:
+            # A source that has handed over was answered by one which had written that: then this
+            # is damage, and "failed" would make a second copy run, now or when it asks later.
+            path = str(DIRECTORY / f"{history.id}-{history.role}")
+            raise JournalDamaged(path=path, detail="no line of it is left that can be read")
         journal.remove()
         return Settled(history.role, "", "", table.unheard, [])
     successor = successor_of(history)
@@ -228,7 +235,8 @@ def forget(migration_id: str, directory: Path = DIRECTORY) -> bool:
         if journal is None:
             continue
         try:
-            if table.states[journal.history.state].found is Found.OVER:
+            over = table.states[journal.history.state].found is Found.OVER
+            if over and (role == SOURCE or journal.history.entries):
                 journal.remove()
                 forgotten = True
         finally:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.protocol import DESTINATION, DESTINATION_TABLE, GONE, SOURCE, SOURCE_TABLE, TABLES, Found
+from agent.protocol import (
+    DESTINATION,
+    DESTINATION_TABLE,
+    GONE,
+    SETTLED,
+    SOURCE,
+    SOURCE_TABLE,
+    TABLES,
+    Found,
+)
 from orchestrator.agent_client import AgentClient, SettledFacts
 from orchestrator.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable, told
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
@@ -199,7 +208,8 @@ async def carry(ask: Ask, told: Told, forget: Callable[[str], Awaitable[None]]) 
     when it has been handed to; before, its part may just not have begun.
     """
     sent = await ask(SOURCE, None)
-    taken = await ask(DESTINATION, None)
+    settled = not isinstance(sent, AgentError) and not _asks(sent)
+    taken = await ask(DESTINATION, SETTLED if settled else None)
     if _waits(taken) and _has_nothing(sent):
         taken = await ask(DESTINATION, GONE)
     if not isinstance(taken, AgentError) and taken["word"] is not None and _asks(sent):

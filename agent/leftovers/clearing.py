@@ -44,9 +44,11 @@ def fix(places: Places) -> Fixed:
     for one in safe:
         if one.kind == facts.ADDRESS:  # while the journal still says whose it is
             _try(errors, one.name, _give_up, one, places)
+    known = {(one.migration, one.role) for one in safe if one.kind == facts.JOURNAL}
     for migration in sorted({one.migration for one in safe} - {""}):
         for role in (SOURCE, DESTINATION):
-            _try(errors, f"migration {migration}", _settle, migration, role, places)
+            sure = (migration, role) in known
+            _try(errors, f"migration {migration}", _settle, migration, role, sure, places)
     for one in safe:
         if one.kind in _STEPS:
             _try(errors, one.name, _STEPS[one.kind], one, places)
@@ -65,9 +67,10 @@ def _try(errors: list[str], name: str, step: Callable[..., None], *arguments: ob
         errors.append(LeftoverStays(name=name, detail=detail).message)
 
 
-def _settle(migration: str, role: str, places: Places) -> None:
+def _settle(migration: str, role: str, sure: bool, places: Places) -> None:
+    """`sure`: a journal without a line is that of an agent which had done nothing."""
     with _locked(migration, role, places.journals) as journal:
-        if journal is None:
+        if journal is None or not (journal.history.entries or sure):
             return
     settle(migration, role, None, places.journals)
     if role == SOURCE:  # that its copy is lost, where it is, has been told by the finding

@@ -8,6 +8,7 @@ is; what takes the other host (`Found.ASK`, `Found.WAIT`) is not.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,9 @@ from agent.journal import STOPPED
 from agent.leftovers import facts
 from agent.leftovers.cgroups import command as thaw_command
 from agent.leftovers.facts import CLEAR, HAND, RECOVER, Look, UnderWay
-from agent.leftovers.journals import EMPTY
+from agent.leftovers.journals import DAMAGED, EMPTY
 from agent.leftovers.seen import Leftover, Seen, SeenJournal, SeenProcess, SeenTask
-from agent.leftovers.words import PROBLEMS, by_journal, connections, must_not_run, of_journal
+from agent.leftovers.words import by_journal, connections, must_not_run, of_journal, problem
 from agent.netlock.render import TABLE_PREFIX, TIME_WAITS, table_name
 from agent.protocol import SOURCE, TABLES, Found
 
@@ -53,8 +54,10 @@ def judge(seen: Seen) -> Judged:
 
 def verdict(one: SeenJournal) -> str:
     """Of the journal itself."""
+    if one.problem == EMPTY:  # of a destination only the source knows whether there was more of it
+        return CLEAR if one.role == SOURCE else RECOVER
     if one.problem:
-        return CLEAR if one.problem == EMPTY else HAND
+        return HAND
     state = TABLES[one.role].states[one.state]
     if state.found in _NEEDS_OTHER or state.word == "committed":  # that word is still to be carried
         return RECOVER
@@ -70,6 +73,8 @@ def verdict_of_things(one: SeenJournal) -> str:
 
 class _Judge:
     def __init__(self, seen: Seen) -> None:
+        begun = {path.rpartition("/")[2] for path in seen.images}
+        seen.journals = [_as_it_must_be(one, begun, seen.tables) for one in seen.journals]
         self._seen = seen
         self._busy = {one.id for one in seen.journals if one.busy}
         self._busy |= {one.migration for one in seen.agents if one.migration}
@@ -110,7 +115,7 @@ class _Judge:
             if one.busy:
                 detail, clearing = of_journal(one, f"its agent, {_agent(one)}, waits in doubt")
             elif one.problem:
-                detail, clearing, command = PROBLEMS[one.problem]
+                detail, clearing, command = problem(one)
                 if one.plan is not None:
                     detail = f"{of_journal(one, '')[0]}: {detail}"
                 self._add(
@@ -330,6 +335,14 @@ class _Judge:
                 "between a dump and its restore it has to stay; after an interrupted one it only "
                 "holds the connections up", lock.command,
             )  # fmt: skip
+
+
+def _as_it_must_be(one: SeenJournal, begun: set[str], tables: list[str]) -> SeenJournal:
+    """A source that has locked, or made images, had written its first line."""
+    if one.problem != EMPTY or one.role != SOURCE:
+        return one
+    signs = one.id in begun or table_name(one.id) in tables
+    return dataclasses.replace(one, problem=DAMAGED) if signs else one
 
 
 def _is_orphan(one: SeenProcess) -> bool:

@@ -18,7 +18,7 @@ PROBLEMS = {
         "",
     ),
     DAMAGED: (
-        "damaged: there is more behind a record that is not whole",
+        "damaged: a record that must have been whole is not",
         "what was decided cannot be told; the other host's journal may say it",
         "od -c {path}",
     ),
@@ -39,6 +39,18 @@ PROBLEMS = {
         "chmod 600 {path}",
     ),
 }
+
+
+def problem(one: SeenJournal) -> tuple[str, str, str]:
+    """(what is wrong with it, what clearing it does or why that is not safe, command)"""
+    detail, clearing, command = PROBLEMS[one.problem]
+    if one.problem == EMPTY and one.role == DESTINATION:
+        detail = "no line of it can be read: its agent died before the first, or it is damaged"
+        clearing = (
+            "only the source knows whether it had handed over; where it has no journal of it any "
+            f"more, and nothing else of it is here, `rm {one.path}`"
+        )
+    return detail, clearing, command
 
 
 def of_journal(one: SeenJournal, who: str) -> tuple[str, str]:

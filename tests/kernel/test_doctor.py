@@ -176,9 +176,20 @@ def test_journals_that_cannot_be_gone_by_are_never_settled(doctor: Doctor) -> No
 
 def test_an_agent_that_died_before_its_first_line(doctor: Doctor) -> None:
     Journal.create(ID, SOURCE, doctor.places.journals).close()
-    doctor.images()
-    doctor.clears("journal", "images")
+    doctor.clears("journal")
     assert os.listdir(doctor.places.journals) == []
+
+
+def test_a_journal_without_a_line_beside_what_only_comes_after_it(doctor: Doctor) -> None:
+    Journal.create(ID, SOURCE, doctor.places.journals).close()
+    doctor.images()
+    doctor.keeps(("journal", HAND), ("images", HAND))
+
+
+def test_a_destinations_journal_without_a_line_is_not_cleared(doctor: Doctor) -> None:
+    Journal.create(ID, DESTINATION, doctor.places.journals).close()
+    doctor.images()
+    doctor.keeps(("journal", RECOVER), ("images", RECOVER))
 
 
 @pytest.mark.parametrize("role", [SOURCE, DESTINATION])

@@ -167,8 +167,19 @@ def test_a_frozen_cgroup_only_with_a_process_that_is_left_over() -> None:
 )
 def test_a_journal_that_cannot_be_gone_by(problem: str, verdict: str) -> None:
     journal = seen(SOURCE, "", problem=problem, plan=None, living=())
+    assert found(Seen(journals=[journal])) == {"journal": verdict}
+    if problem == "empty":  # it had locked, or made images: then there was more of it
+        verdict = HAND
     verdicts = found(everything(journal, tasks={}))
     assert verdicts == {"journal": verdict, "table": verdict, "images": verdict}
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_a_destinations_without_a_line_is_for_its_source_to_say(signs: bool) -> None:
+    """It may have committed: without it, the next question would be answered that it has not."""
+    journal = seen(DESTINATION, "", problem="empty", plan=None, living=())
+    look = everything(journal, tasks={}) if signs else Seen(journals=[journal])
+    assert set(found(look).values()) == {RECOVER}
 
 
 def test_of_a_journal_that_others_may_have_written_nothing_is_to_be_ended() -> None:

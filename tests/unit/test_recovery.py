@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from agent import host_id, recovery
-from agent.journal import History, Journal, JournalBusy, JournalError, read
-from agent.protocol import DESTINATION, GONE, SOURCE, TABLES, Found, Log
+from agent.journal import History, Journal, JournalBusy, JournalDamaged, JournalError, read
+from agent.protocol import DESTINATION, GONE, SETTLED, SOURCE, TABLES, Found, Log
 from agent.recovery import RecoveryIncomplete, forget, settle, settle_when_free
 
 ID = "20261124-120000-abcdef"
@@ -208,6 +208,24 @@ def test_an_agent_that_died_before_its_first_line_has_done_nothing(tmp_path: Pat
     path.close()
     assert settle(ID, SOURCE, None, tmp_path).state == "", "it says so as one without a journal"
     assert not path.path.exists() and Fake.did == []
+
+
+@pytest.mark.parametrize("data", [b"", bytes(16384), b"SFJ1" + b"\0\0\1\0halfofafirstrecord"])
+@pytest.mark.parametrize("word", [None, "gone"])
+def test_a_destinations_without_a_line_says_nothing_to_a_source_that_asks(
+    tmp_path: Path, data: bytes, word: str | None
+) -> None:
+    """It may have had the commit: "failed" would make a second copy run."""
+    journal = Journal.create(ID, DESTINATION, tmp_path)
+    journal.close()
+    journal.path.write_bytes(data)
+    for _ in range(2):  # and stays, for who asks later
+        with pytest.raises(JournalDamaged, match="no line of it"):
+            settle(ID, DESTINATION, word, tmp_path)
+    assert not forget(ID, tmp_path)
+    assert journal.path.read_bytes() == data
+    assert settle(ID, DESTINATION, SETTLED, tmp_path).word == "failed", "the source asks nothing"
+    assert not journal.path.exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.errors import AgentError, PeerLost
-from agent.journal import JournalBusy
+from agent.journal import JournalBusy, JournalDamaged
 from orchestrator import recovering
 from orchestrator.errors import HostUnreachable
 from orchestrator.records import Records
@@ -108,9 +108,17 @@ async def test_a_source_that_asks_is_told_the_destinations_word(hosts: Pair) -> 
 async def test_what_was_not_committed_is_undone_on_both(hosts: Pair) -> None:
     report = await hosts.end(GOES_ON, UNDID)
     assert outcome(report) == ("rolled-back", [], 0)
-    assert hosts.words == [("source", None), ("destination", None)]
+    assert hosts.words == [("source", None), ("destination", "settled")]
     assert not hosts.forgotten
     assert "goes on at src" in report.sentence
+
+
+async def test_a_destination_whose_journal_is_damaged_leaves_a_source_in_doubt(hosts: Pair) -> None:
+    damaged = JournalDamaged(path="/x", detail="no line of it is left that can be read")
+    report = await hosts.end(ASKS, damaged)
+    assert outcome(report) == ("in-doubt", ["source", "destination"], 4)
+    assert hosts.words == [("source", None), ("destination", None)], "no word for the source"
+    assert [one.code for one in report.errors] == ["journal-damaged"]
 
 
 async def test_a_process_is_said_to_go_on_only_where_it_was_seen(hosts: Pair) -> None:
