@@ -237,7 +237,7 @@ _AGENTS = tuple(f"{role} agent" for role in _HOSTS)
 # Kind: how often, where, how much, what it does.
 _MENU: dict[str, tuple[int, _Places, tuple[float, ...], Callable[[World, Fault], bool]]] = {
     "kill": (20, (*_AGENTS * 3, *_EVERYONE, *_OUTSIDE), (0.0,), _kill),
-    "hang": (12, (*_AGENTS * 3, *_EVERYONE, *_OUTSIDE), _PAUSES, _hang),
+    "hang": (14, (*_AGENTS * 3, *_EVERYONE, *_OUTSIDE), _PAUSES, _hang),
     "reboot": (12, (*_HOSTS, *_HOSTS, "both"), (0.0, 0.3, 0.6, 1.0), _reboot),
     "cut": (12, (AGENTS, *_HOSTS, "all"), (1.0, 8.0, 40.0, 150.0), _cut),
     "resolve": (4, ("kill", "hang"), _PAUSES, _resolve),
