@@ -114,14 +114,54 @@ def test_a_doubt_is_ended_by_recover(
         goes_on(lab, client, redis, at)
 
 
-def test_in_doubt_the_same_process_cannot_be_moved_again(lab: Lab, redis: int) -> None:
+@pytest.mark.parametrize(("point", "at"), [("take_over", "src"), ("unlock", "dst")])
+def test_in_doubt_the_same_process_cannot_be_moved_again(
+    lab: Lab, redis: int, point: str, at: str
+) -> None:
+    """No advice but to recover: to continue the one copy, or to end the other, would be fatal."""
     with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
         client.line()
-        doubt(lab, redis, "take_over")
-        again = lab.migrate("src", "dst", redis)
-        assert again.status == 3 and again.result["outcome"] == "refused", again.result
+        doubt(lab, redis, point)
+        migration = begun(lab)
+        for verb in ([], ["check"]):
+            status, told = lab.command(*verb, "src", "dst", "--pid", str(redis))
+            assert (status, told["outcome"], told["error"]["code"]) == (3, "refused", "unfinished")
+            assert f"migrate recover {migration}" in told["error"]["hint"]
         assert lab.command("recover")[0] == 0, "all that was begun here"
-        goes_on(lab, client, redis, "src")
+        goes_on(lab, client, redis, at)
+
+
+def test_a_frozen_copy_that_somebody_continued_is_told_of(lab: Lab, redis: int) -> None:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        doubt(lab, redis, "unlock")
+        lab.run("src", f"kill -CONT {redis}")
+        status, told = lab.command("doctor", "src")
+        found = [one for one in told["findings"] if one["kind"] == "process"]
+        assert status == 4 and [one["verdict"] for one in found] == ["recover"], told
+        assert "runs, and must not" in found[0]["detail"]
+        assert lab.command("recover")[0] == 0
+        goes_on(lab, client, redis, "dst")
+
+
+@pytest.mark.parametrize("size", [0, 16384])
+def test_a_destination_whose_journal_is_lost_says_nothing(lab: Lab, redis: int, size: int) -> None:
+    """Emptied, or of zeros, it does not say that the destination has failed."""
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 1, 0.001) as client:
+        client.line()
+        doubt(lab, redis, "unlock")
+        migration = begun(lab)
+        path = f"{JOURNALS}/{migration}-destination"
+        lab.run("dst", f"cp -p {path} /root/kept; truncate -s 0 {path}; truncate -s {size} {path}")
+        lab.command("doctor", "dst", "--fix")
+        status, told = recovered(lab, migration)
+        assert (status, told["outcome"]) == (4, "in-doubt"), told
+        assert told["destination"]["error"]["code"] == "journal-damaged"
+        assert lab.state("src", redis) in ("T", "t"), "it goes on waiting"
+        lab.run("dst", f"cp -p /root/kept {path}; rm /root/kept")
+        status, told = recovered(lab, migration)
+        assert (status, told["outcome"]) == (0, "migrated"), told
+        goes_on(lab, client, redis, "dst")
 
 
 def test_a_destination_that_has_lost_its_journals_is_not_believed(lab: Lab, redis: int) -> None:
