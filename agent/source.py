@@ -40,7 +40,7 @@ from agent.phases import Phases
 from agent.plan import POST_COPY, STOP, Plan
 from agent.protocol import SOURCE
 from agent.server import Server
-from agent.source_host import SourceHost
+from agent.source_host import CopyEnded, SourceHost
 from agent.sync.source import SyncSource
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
@@ -406,6 +406,9 @@ class SourceMigration:
 
     def _report(self, outcome: str, error: AgentError | None) -> dict[str, Any]:
         host = self._host
+        if outcome == "rolled-back" and host.has_ended:
+            detail = "it was undone" if error is None else error.message
+            error = CopyEnded(pid=self._plan.pid, detail=detail)
         phase = self._phases.to_blame
         if self._talk is not None and self._talk.refused and self._talk.failed_phase:
             phase = self._talk.failed_phase

@@ -50,6 +50,14 @@ _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
 
 
+class CopyEnded(AgentError):
+    """There is nothing that a migration that was undone could let go on."""
+
+    code = "copy-ended"
+    template = "process {pid} ended at the source while it was to be moved: {detail}"
+    hint_template = "Start the service anew; nothing of the migration is left."
+
+
 class RollbackIncomplete(AgentError):
     code = "rollback-incomplete"
     template = "the migration was undone, but not all of it: {detail}"
@@ -81,6 +89,7 @@ class SourceHost(Host):
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         self._tree = Tree(self._plan.pid)
+        self.has_ended = False  # the process, by itself or by somebody's hand, when all is undone
         opened.callback(self._tree.close)
         self._trusting = False
         self._worker = CriuWorker(self._store.path, "dump.log")
@@ -343,6 +352,7 @@ class SourceHost(Host):
                 getattr(self, action)()
             except Exception as error:
                 problems.append(f"{action}: {error}")
+        self.has_ended = self._tree.ended == self._plan.pid
         if problems:
             raise RollbackIncomplete(detail="; ".join(problems), pid=self._plan.pid)
 

@@ -127,7 +127,9 @@ def summary(result: Json, verbose: bool) -> None:
     elif outcome == ROLLED_BACK:
         phase = (result["error"] or {}).get("phase")
         where = f" in the phase {_NAMES.get(phase, phase)!r}" if phase else ""
-        say(plain(f"Rolled back{where}: PID {result['pid']} goes on at {result['source']}"))
+        code = (result["error"] or {}).get("code")
+        fate = "has ended" if code in ("copy-ended", "copy-lost") else "goes on"
+        say(plain(f"Rolled back{where}: PID {result['pid']} {fate} at {result['source']}"))
     elif outcome == IN_DOUBT:
         say(f"In doubt: PID {result['pid']} needs a look by hand")
 

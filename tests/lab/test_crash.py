@@ -210,3 +210,15 @@ def test_the_copy_is_killed_before_the_commit(lab: Lab, redis: int, point: str) 
         assert (migration.status, migration.result["error"]["code"]) == (1, "copy-died")
         assert lab.state("src", redis) in ("S", "R")
         assert client.finish()["errors"] == []
+
+
+def test_the_process_is_killed_while_it_is_frozen(lab: Lab, redis: int) -> None:
+    """Nothing can go on, and that is said."""
+    process = lab.start_migrate("src", "dst", redis, "--fault", "dump_process@source=delay=3")
+    until(lambda: lab.entered("src", "frozen"), 20, "it is frozen")
+    lab.run("src", f"kill -KILL {redis}")
+    migration = lab.end_migrate(process)
+    assert (migration.status, migration.result["outcome"]) == (1, "rolled-back"), migration
+    assert migration.result["error"]["code"] == "copy-ended", migration.result
+    for host in HOSTS:
+        assert lab.leftovers(host) == []

@@ -13,6 +13,7 @@ import pytest
 
 from agent.errors import AgentError, Cancelled, FaultInjected
 from agent.plan import Plan
+from agent.source_host import CopyEnded
 from orchestrator import report
 from orchestrator.migration import result as results
 from orchestrator.migration.driver import Request
@@ -115,6 +116,12 @@ def test_a_rollback_names_the_phase_that_failed(capsys: pytest.CaptureFixture[st
     assert line == "Rolled back in the phase 'check': PID 5000 goes on at src"
     (line,) = summary(capsys, rolled_back(FaultInjected(point="x"), ""))
     assert line == "Rolled back: PID 5000 goes on at src"
+
+
+def test_a_process_that_has_ended_does_not_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = CopyEnded(pid=5000, detail="it was undone")
+    (line,) = summary(capsys, rolled_back(ended, "freeze"))
+    assert line == "Rolled back in the phase 'freeze': PID 5000 has ended at src"
 
 
 def test_in_doubt_and_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ class Host(Nothing):
         self.at_work = False
 
     made: Host
+    has_ended = False
 
     def inventory(self) -> Json:
         return {"connections": [], "families": []}
@@ -279,3 +280,20 @@ async def test_nowhere_to_connect_to(link: Any) -> None:
         outcome = Outcome(await ended(asyncio.ensure_future(migration.run(link))), Host.made)
         outcome.check()
         assert (outcome.outcome, outcome.code) == ("rolled-back", "protocol")
+
+
+async def test_a_process_that_has_ended_meanwhile_does_not_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Host, "has_ended", True)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        fake_hosts(Path(place)),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(module, "SourceHost", Host)
+        server: Any = FakeServer()
+        migration = SourceMigration(server)
+        await migration.prepare(replace(hostile.PLAN, images_dir=f"{place}/images").to_wire())
+        outcome = Outcome(await ended(asyncio.ensure_future(migration.run({}))), Host.made)
+        assert (outcome.outcome, outcome.code) == ("rolled-back", "copy-ended")
