@@ -27,6 +27,7 @@ from agent.server import Server
 from agent.successor import Successor
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
+_IN_PLACE = 30.0  # seconds for the pager to place what has come; it does so without us, too
 
 
 class NotFilling(AgentError):
@@ -181,6 +182,7 @@ class ResumedDestination(_Resumed):
                 TABLES[DESTINATION], self._journal.record, self._journal.history.state
             )
             machine.on("filled")
+            await asyncio.wait({tasks[1]}, timeout=_IN_PLACE)
         finally:
             for task in tasks:
                 task.cancel()
