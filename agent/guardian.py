@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from agent import offspring
-from agent.journal import DIRECTORY, History, read
+from agent.history import History
+from agent.journal import DIRECTORY, read
 from agent.protocol import SOURCE, TABLES, Found
 
 _LOOK = 1.0  # seconds between looks into the journal of an agent that lives

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import EXIT_IN_DOUBT, AgentError
-from agent.journal import DIRECTORY, History, Journal, JournalBusy, JournalDamaged, own_host, read
+from agent.history import History
+from agent.journal import DIRECTORY, Journal, JournalBusy, JournalDamaged, own_host, read
 from agent.kernel import proc
 from agent.protocol import (
     DESTINATION,

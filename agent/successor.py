@@ -19,7 +19,7 @@ from typing import Any
 
 from agent.address import AddressError, AddressMover
 from agent.freeze import Tree, thread_states
-from agent.journal import History
+from agent.history import History
 from agent.kernel import proc, uapi
 from agent.memory import missing
 from agent.memory.missing import Missing

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import EXIT_REFUSED, AgentError
-from agent.journal import DIRECTORY, History, Journal, JournalBusy, JournalError, histories
+from agent.history import History
+from agent.journal import DIRECTORY, Journal, JournalBusy, JournalError, histories
 from agent.kernel import proc
 from agent.plan import Plan
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found

@@ -12,10 +12,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from agent import journal, private
+from agent import history, journal, private
 from agent.errors import ProtocolError
 from agent.freeze import FreezeError
-from agent.journal import History, JournalError
+from agent.history import History
+from agent.journal import JournalError
 from agent.leftovers.seen import SeenJournal
 from agent.protocol import TABLES
 from agent.successor import Successor
@@ -23,7 +24,7 @@ from agent.successor import Successor
 EMPTY, DAMAGED, NEWER = "empty", "damaged", "newer"
 UNREADABLE, EXPOSED = "unreadable", "exposed"
 
-_FAMILY = journal.MAGIC[:-1]  # of every format there will be
+_FAMILY = history.MAGIC[:-1]  # of every format there will be
 
 
 def look(directory: Path) -> list[SeenJournal]:
@@ -102,15 +103,15 @@ def _is_busy(fd: int) -> bool:
     return False
 
 
-def read(fd: int, role: str) -> tuple[str, list[journal.Entry]]:
+def read(fd: int, role: str) -> tuple[str, list[history.Entry]]:
     """What is wrong with an open journal ("" where nothing is), and its records."""
     data = journal.contents(fd)
-    if not data.startswith(journal.MAGIC):
+    if not data.startswith(history.MAGIC):
         if not any(data):
             return EMPTY, []
         return (NEWER if data.startswith(_FAMILY) else DAMAGED), []
     try:
-        entries, end = journal.whole_records(data)
+        entries, end = history.whole_records(data)
         states: set[Any] = {entry.state for entry in entries}
     except Exception:  # whole records that are not as this version writes them
         return NEWER, []
@@ -123,7 +124,7 @@ def read(fd: int, role: str) -> tuple[str, list[journal.Entry]]:
 
 def _goes_on(data: bytes, end: int) -> bool:
     """Whether there is something behind the record that is not whole."""
-    head = journal.HEAD
+    head = history.HEAD
     if len(data) < end + head.size:
         return False
     length, _ = head.unpack_from(data, end)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from agent.freeze import Tree
-from agent.journal import Entry, History
+from agent.history import Entry, History
 from agent.kernel import proc, uapi
 from agent.protocol import DESTINATION, SOURCE
 from agent.successor import Successor

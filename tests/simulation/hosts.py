@@ -10,7 +10,8 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agent.journal import Entry, History, JournalError
+from agent.history import Entry, History
+from agent.journal import JournalError
 from agent.protocol import DESTINATION, SOURCE, Log
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from agent import history
 from agent import journal as journals
 from agent.journal import Journal
 from agent.kernel import proc
@@ -65,7 +66,7 @@ def append(path: Path, data: bytes) -> None:
     """Put bytes behind the last whole record."""
     fd = os.open(path, os.O_RDWR)
     try:
-        os.pwrite(fd, data, journals.whole_records(journals.contents(fd))[1])
+        os.pwrite(fd, data, history.whole_records(journals.contents(fd))[1])
     finally:
         os.close(fd)
 

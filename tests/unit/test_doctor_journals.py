@@ -9,7 +9,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from agent.journal import HEAD, Journal
+from agent.history import HEAD
+from agent.journal import Journal
 from agent.leftovers import journals
 from agent.leftovers.seen import SeenJournal
 from agent.protocol import DESTINATION, SOURCE, TABLES, Log

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from agent.guardian import Patience, stage_of
-from agent.journal import Entry, History
+from agent.history import Entry, History
 from agent.protocol import DESTINATION, SOURCE, TABLES
 
 ID = "20261124-120000-abcdef"

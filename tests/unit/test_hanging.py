@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent import recovery
-from agent.journal import History, Journal
+from agent.history import History
+from agent.journal import Journal
 from agent.kernel import proc
 from agent.protocol import SOURCE, Log
 from agent.recovery import settle_when_free

@@ -13,8 +13,8 @@ import pytest
 
 from agent import journal as module
 from agent.errors import ProtocolError
+from agent.history import MAGIC
 from agent.journal import (
-    MAGIC,
     Journal,
     JournalBusy,
     JournalDamaged,

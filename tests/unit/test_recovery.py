@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from agent import host_id, recovery
-from agent.journal import History, Journal, JournalBusy, JournalDamaged, JournalError, read
+from agent.history import History
+from agent.journal import Journal, JournalBusy, JournalDamaged, JournalError, read
 from agent.protocol import DESTINATION, GONE, SETTLED, SOURCE, TABLES, Found, Log
 from agent.recovery import RecoveryIncomplete, forget, settle, settle_when_free
 
