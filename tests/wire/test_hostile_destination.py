@@ -263,11 +263,8 @@ async def test_a_second_run_does_not_touch_the_first() -> None:
         assert tried.is_set() and report["outcome"] == "migrated" and Host.made.ended
 
 
-@pytest.mark.parametrize(
-    "link",
-    [None, {}, {**LINK, "port": "x"}, {**LINK, "host_key": "none"}, {**LINK, "host_id": "x"}],
-)
-async def test_nowhere_to_connect_to(link: Any) -> None:
+async def told_to_connect(link: Any) -> Outcome:
+    """A source that is told this about the link, and hears no destination."""
     with (
         tempfile.TemporaryDirectory() as place,
         fake_hosts(Path(place)),
@@ -277,23 +274,22 @@ async def test_nowhere_to_connect_to(link: Any) -> None:
         server: Any = FakeServer()
         migration = SourceMigration(server)
         await migration.prepare(replace(hostile.PLAN, images_dir=f"{place}/images").to_wire())
-        outcome = Outcome(await ended(asyncio.ensure_future(migration.run(link))), Host.made)
-        outcome.check()
-        assert (outcome.outcome, outcome.code) == ("rolled-back", "protocol")
+        return Outcome(await ended(asyncio.ensure_future(migration.run(link))), Host.made)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [None, {}, {**LINK, "port": "x"}, {**LINK, "host_key": "none"}, {**LINK, "host_id": "x"}],
+)
+async def test_nowhere_to_connect_to(link: Any) -> None:
+    outcome = await told_to_connect(link)
+    outcome.check()
+    assert (outcome.outcome, outcome.code) == ("rolled-back", "protocol")
 
 
 async def test_a_process_that_has_ended_meanwhile_does_not_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Host, "has_ended", True)
-    with (
-        tempfile.TemporaryDirectory() as place,
-        fake_hosts(Path(place)),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(module, "SourceHost", Host)
-        server: Any = FakeServer()
-        migration = SourceMigration(server)
-        await migration.prepare(replace(hostile.PLAN, images_dir=f"{place}/images").to_wire())
-        outcome = Outcome(await ended(asyncio.ensure_future(migration.run({}))), Host.made)
-        assert (outcome.outcome, outcome.code) == ("rolled-back", "copy-ended")
+    outcome = await told_to_connect({})
+    assert (outcome.outcome, outcome.code) == ("rolled-back", "copy-ended")
