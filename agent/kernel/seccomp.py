@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
 import struct
 from collections.abc import Iterable
 
 from agent.kernel import proc
 from agent.kernel.epoll import KCMP_EPOLL_TFD, NR_KCMP
+from agent.kernel.syscalls import prctl
 
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _RET_ALLOW, _RET_ERRNO = 0x7FFF0000, 0x00050000  # the errno in the low bits; 0 is success
@@ -24,7 +24,6 @@ _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_J
 _NUMBER, _ARCH, _ARGUMENT_2 = 0, 4, 16 + 8 * 2  # offsets in struct seccomp_data, low word first
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _INSTRUCTION = struct.Struct("=HBBI")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def filtered(pids: Iterable[int]) -> bool:
@@ -62,7 +61,4 @@ class EpollTrust:
 
     def install(self) -> None:
         """For the calling thread and all that it starts; needs CAP_SYS_ADMIN."""
-        address = ctypes.c_ulong(ctypes.addressof(self._program))
-        if _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), address, 0, 0) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"prctl(PR_SET_SECCOMP): {os.strerror(code)}")
+        prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._program))

@@ -118,8 +118,8 @@ def read_memory(pid: int, ranges: Sequence[tuple[int, int]]) -> bytes:
     return bytes(memoryview(buffer)[:done])
 
 
-def prctl(option: int, argument: int = 0) -> None:
-    """prctl(2) with one argument."""
-    if _prctl(option, argument, 0, 0, 0) < 0:
+def prctl(option: int, argument: int = 0, another: int = 0) -> None:
+    """prctl(2) with up to two arguments."""
+    if _prctl(option, argument, another, 0, 0) < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl: {os.strerror(code)}")
