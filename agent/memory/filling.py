@@ -12,15 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.errors import AgentError, ProtocolError
+from agent.image.records import Record
 from agent.link import Link
 from agent.memory.arrivals import SLOT, Runs, offset
-from agent.memory.layout import LARGEST, PAGE
+from agent.memory.layout import PAGE, is_run
 from agent.memory.missing import Missing
 from agent.memory.paging import Paging
 from agent.memory.serving import IN_FLIGHT, MAX_RUNS, RUNS
 from agent.plan import checked_pid
 
-Record = dict[str, Any]
 _SLOTS = IN_FLIGHT * 2  # what is waited for comes beside the rest
 
 
@@ -115,9 +115,7 @@ def _checked(runs: object, size: int) -> Runs:
     checked: Runs = []
     for run in runs:
         match run:
-            case [int(address), int(pages), int(has_data)] if (
-                address % PAGE == 0 and pages > 0 and 0 <= address <= LARGEST - pages * PAGE
-            ):
+            case [int(address), int(pages), int(has_data)] if is_run(address, pages):
                 checked.append([address, pages, int(bool(has_data))])
             case _:
                 raise ProtocolError(detail="a malformed run of pages")

@@ -21,6 +21,11 @@ _THERE = re.compile(
 )
 
 
+def is_run(address: int, pages: int) -> bool:
+    """Whether so many pages may be at this address: what came from elsewhere says much."""
+    return address % PAGE == 0 and pages > 0 and 0 <= address <= LARGEST - pages * PAGE
+
+
 def anonymous(pid: int) -> list[tuple[int, int]]:
     """Start and end of each private anonymous mapping. Raises `OSError`."""
     return [

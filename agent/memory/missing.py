@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator
 
 from agent.errors import ProtocolError
 from agent.kernel.syscalls import punch_hole
-from agent.memory.layout import LARGEST, PAGE
+from agent.memory.layout import LARGEST, PAGE, is_run
+from agent.memory.ranges import Range
 
 _ENTRY = 8  # bytes
 _BLOCK = PAGE // _ENTRY  # pages whose entries a page of the file has
 _AT_ONCE = 1 << 17  # bytes read at once
-
-Range = tuple[int, int]
 
 
 def file_name(pid: int | str) -> str:
@@ -117,9 +116,7 @@ def checked_runs(value: object, most: int) -> list[Range]:
     found = []
     for run in value:
         match run:
-            case [int(address), int(pages)] if (
-                address % PAGE == 0 and pages > 0 and 0 <= address <= LARGEST - pages * PAGE
-            ):
+            case [int(address), int(pages)] if is_run(address, pages):
                 found.append((address, address + pages * PAGE))
             case _:
                 raise ProtocolError(detail="a malformed run of pages")

@@ -17,7 +17,7 @@ from agent.image.records import ImageTooLarge, Record
 from agent.image.store import ImagesDirectory, ImagesFull
 from agent.kernel.syscalls import punch_hole
 from agent.memory import missing
-from agent.memory.layout import LARGEST, PAGE
+from agent.memory.layout import PAGE, is_run
 from agent.memory.missing import Missing, checked_runs
 from agent.plan import checked_pid
 
@@ -89,9 +89,7 @@ class PageStores:
 
     def _run(self, fd: int, run: object, view: memoryview) -> memoryview:
         match run:
-            case [int(address), int(pages), int(has_data)] if (
-                address % PAGE == 0 and pages > 0 and 0 <= address <= LARGEST - pages * PAGE
-            ):
+            case [int(address), int(pages), int(has_data)] if is_run(address, pages):
                 length = pages * PAGE
             case _:
                 raise ProtocolError(detail="a malformed run of pages")
