@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from agent.errors import AgentError, ProtocolError, from_wire, shown
 from agent.image.records import Record
@@ -20,22 +20,17 @@ FROM_DESTINATION = (
     "pong", "locked", "time_waits_held", "prepared", "running", "committed", "awake",
 )  # fmt: skip
 
+Taker = Callable[[Record], Awaitable[None]]
+
 
 class Conversation:
     """Reads the link until it ends."""
 
-    def __init__(
-        self,
-        link: Link,
-        on_failure: Callable[[AgentError], None],
-        takers: Mapping[str, Callable[[Record], Awaitable[None]]] | None = None,
-    ) -> None:
-        """`takers`: who takes records of a kind as they come; meanwhile no other is read."""
+    def __init__(self, link: Link, on_failure: Callable[[AgentError], None]) -> None:
         self._link = link
-        self._takers = takers or {}
+        self._takers: dict[str, Taker] = {}
         self._on_failure = on_failure
         self._records: dict[str, deque[Record]] = {kind: deque() for kind in FROM_DESTINATION}
-        self._handlers: dict[str, Callable[[Record], None]] = {}
         self._news = asyncio.Event()
         self._failure: AgentError | None = None
         self.refused = False  # the destination said "failed": it has undone everything
@@ -53,9 +48,12 @@ class Conversation:
             self._news.clear()
             await self._news.wait()
 
-    def on(self, handler: Callable[[Record], None], *kinds: str) -> None:
-        """Have records of these kinds told to `handler`, which may raise `ProtocolError`."""
-        self._handlers.update(dict.fromkeys(kinds, handler))
+    def on(self, taker: Taker, *kinds: str) -> None:
+        """Have records of these kinds taken as they come; meanwhile no other is read.
+
+        `taker` may raise `AgentError`, which ends the conversation.
+        """
+        self._takers.update(dict.fromkeys(kinds, taker))
 
     def heard(self, kind: str) -> bool:
         """Whether a record of this kind waits."""
@@ -92,9 +90,6 @@ class Conversation:
             phase = record.get("phase")
             self.failed_phase = phase[:_MAX_PHASE] if isinstance(phase, str) else None
             raise from_wire(record.get("error"))
-        if (handler := self._handlers.get(kind)) is not None:
-            handler(record)
-            return
         records = self._records.get(kind)
         if records is None:
             raise ProtocolError(detail=f"the destination sent {shown(kind)}")

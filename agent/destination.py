@@ -36,12 +36,14 @@ from agent.journal import JournalError
 from agent.link import Link, Relay, reached_address
 from agent.login import LinkServer
 from agent.memory.filling import Filling
+from agent.memory.paging import Left
 from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import DESTINATION
 from agent.server import Server
 from agent.sync.destination import SyncDestination
 from agent.sync.errors import SyncFull
+from agent.tasks import first_of, together
 
 _LINK_TIMEOUT = 30.0  # seconds for the source to connect
 _LOCK_TIMEOUT = 20.0  # seconds for it to ask for the lock, then
@@ -83,7 +85,7 @@ class DestinationMigration:
         self._running = False
         self._handover: Record = {}
         self._stopped: set[int] = set()
-        self._to_fill = 0  # bytes
+        self._to_fill = Left(server.send_event)
         self._filling: Filling | None = None
         self._awake = asyncio.Event()  # the peers, or as far as they will be
 
@@ -213,18 +215,13 @@ class DestinationMigration:
         if not host.misses_memory:
             return await host.restore_process()
         self._filling = host.filling(self._link, self._left)
-        restoring = asyncio.ensure_future(host.restore_process(self._filling.heard))
-        bringing = asyncio.ensure_future(self._bring(self._filling))
-        tasks: set[asyncio.Future[Any]] = {restoring, bringing}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        restored = host.restore_process(self._filling.heard)
+        async with together(restored, self._bring(self._filling)) as tasks:
+            await first_of(tasks)
+            restoring, bringing = tasks
             if not restoring.done():
                 bringing.result()
-            return restoring.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            return int(restoring.result())
 
     async def _bring(self, filling: Filling) -> None:
         while True:
@@ -352,14 +349,9 @@ class DestinationMigration:
             works.append(self._fill())
         if self._filling is not None:
             works.append(self._post_copy(self._filling))
-        tasks = [asyncio.ensure_future(one) for one in works]
-        try:
+        async with together(*works) as tasks:
             for one in asyncio.as_completed(tasks):
                 await one
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
         self._machine.back("ended")
 
     async def _wake_peers(self) -> None:
@@ -397,14 +389,8 @@ class DestinationMigration:
             with contextlib.suppress(AgentError):
                 await self._faults.at("post_copy")
             filling.ask()
-            complete = asyncio.ensure_future(filling.complete.wait())
-            lost = asyncio.ensure_future(self._link.lost.wait())
-            try:
-                either: set[asyncio.Future[Any]] = {complete, lost}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                complete.cancel()
-                lost.cancel()
+            async with together(filling.complete.wait(), self._link.lost.wait()) as either:
+                await first_of(either)
             if not filling.complete.is_set():
                 raise PeerLost(phase="post_copy", detail="the source is gone")
         self._machine.on("filled")
@@ -413,9 +399,7 @@ class DestinationMigration:
 
     def _left(self, left: int) -> None:
         """So much of the process's memory is not in its place yet."""
-        self._to_fill = max(self._to_fill, left)
-        done = {"done": self._to_fill - left, "total": self._to_fill}
-        self._server.send_event("progress", {"what": "fill", **done})
+        self._to_fill.told(left)
         with contextlib.suppress(JournalError):
             self._custody.gets_on(_NOTE_EVERY)
 
@@ -424,15 +408,11 @@ class DestinationMigration:
 
         Its goodbye is awaited for a time, once the peers are awake and nothing is missing.
         """
-        listening = asyncio.ensure_future(self._last_records())
-        try:
+        async with together(self._last_records()) as listening:
             await self._awake.wait()
             if self._filling is not None:
                 await self._filling.complete.wait()
-            await asyncio.wait({listening}, timeout=_GOODBYE)
-        finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await asyncio.wait(listening, timeout=_GOODBYE)
 
     async def _last_records(self) -> None:
         with contextlib.suppress(AgentError):

@@ -19,12 +19,13 @@ from agent.journal import Journal, checked_name
 from agent.link import Link, Relay, reached_address
 from agent.login import LinkClient, LinkServer, where
 from agent.memory.filling import Filling
-from agent.memory.paging import Paging
+from agent.memory.paging import Left, Paging
 from agent.memory.serving import Serving
 from agent.plan import Plan
 from agent.protocol import DESTINATION, SOURCE, TABLES, Found, Machine
 from agent.server import Server
 from agent.successor import Successor
+from agent.tasks import first_of, together
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
 _IN_PLACE = 30.0  # seconds for the pager to place what has come; it does so without us, too
@@ -110,7 +111,7 @@ class ResumedSource(_Resumed):
 
     async def serve(self, link: dict[str, Any]) -> dict[str, Any]:
         """Until the destination has all, or the link is lost. Raises `MemoryGone`, `PeerLost`."""
-        serving = Serving(self._link, self.successor.living, lambda _done, _left: None)
+        serving = Serving(self._link, self.successor.living)
         talk: Conversation | None = None
         try:
             self._link.squeeze(squeezer(link.get("zstd")))
@@ -120,15 +121,10 @@ class ResumedSource(_Resumed):
             over = asyncio.Event()
             talk = Conversation(self._link, lambda _: over.set())
             talk.on(serving.hear, "missing", "want", "got")
-            tasks = [asyncio.ensure_future(serving.run()), asyncio.ensure_future(over.wait())]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            async with together(serving.run(), over.wait()) as tasks:
+                await first_of(tasks)
                 if tasks[0].done():
                     tasks[0].result()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             if talk is not None:
                 await talk.close()
@@ -142,11 +138,12 @@ class ResumedDestination(_Resumed):
     """Takes it in, by the pager that lives."""
 
     role = DESTINATION
+    _listener: LinkServer | None = None
 
     async def prepare(self, client_key: str) -> dict[str, Any]:
         """Raises `PagerGone`."""
-        self._listener = LinkServer(self._link, client_key)
         try:
+            self._listener = LinkServer(self._link, client_key)
             try:
                 self._paging = Paging(Path(self.plan.images_dir, self.plan.id), start=False)
             except OSError as error:
@@ -160,39 +157,29 @@ class ResumedDestination(_Resumed):
 
     async def fill(self) -> dict[str, Any]:
         """Until all has come, which is then decided on. Raises `PeerLost`, `PagerFailed`."""
-        left = _Left(self._server)
-        filling: Filling | None = None
-        tasks: list[asyncio.Future[Any]] = []
         try:
             await self._opened()
             await self._paging.restored()
-            filling = Filling(self._link, self._paging, left.told)
-            filling.ask()
-            complete = asyncio.ensure_future(filling.complete.wait())
-            tasks = [
-                complete,
-                asyncio.ensure_future(self._paging.filled(filling.heard)),
-                asyncio.ensure_future(self._records(filling)),
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not filling.complete.is_set():
-                for one in done:
-                    one.result()
-            machine = Machine(
-                TABLES[DESTINATION], self._journal.record, self._journal.history.state
-            )
-            machine.on("filled")
-            await asyncio.wait({tasks[1]}, timeout=_IN_PLACE)
+            left = Left(self._server.send_event)
+            with contextlib.closing(Filling(self._link, self._paging, left.told)) as filling:
+                await self._fill(filling)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if filling is not None:
-                filling.close()
             self._paging.close()
-            self._listener.stop_listening()
             self._end()
         return {"complete": True}
+
+    async def _fill(self, filling: Filling) -> None:
+        filling.ask()
+        filled = self._paging.filled(filling.heard)
+        async with together(filling.complete.wait(), filled, self._records(filling)) as tasks:
+            await first_of(tasks)
+            if not filling.complete.is_set():
+                for one in tasks:
+                    if one.done():
+                        one.result()
+            history = self._journal.history
+            Machine(TABLES[DESTINATION], self._journal.record, history.state).on("filled")
+            await asyncio.wait({tasks[1]}, timeout=_IN_PLACE)
 
     async def _records(self, filling: Filling) -> None:
         while True:
@@ -201,19 +188,6 @@ class ResumedDestination(_Resumed):
                 await filling.take(record)
 
     def _end(self) -> None:
-        with contextlib.suppress(AttributeError):
+        if self._listener is not None:
             self._listener.stop_listening()
         super()._end()
-
-
-class _Left:
-    """Tells the orchestrator how far it is."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._total = 0
-
-    def told(self, left: int) -> None:
-        self._total = max(self._total, left)
-        done = self._total - left
-        self._server.send_event("progress", {"what": "fill", "done": done, "total": self._total})

@@ -14,7 +14,7 @@ import functools
 import gc
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from agent import host_id
@@ -42,6 +42,7 @@ from agent.protocol import SOURCE
 from agent.server import Server
 from agent.source_host import CopyEnded, SourceHost
 from agent.sync.source import SyncSource
+from agent.tasks import Tasks, first_of, together
 
 _LINK_TIMEOUT = 20.0  # seconds for the link to come up
 _LOCK_TIMEOUT = 15.0  # seconds for both hosts to be locked
@@ -76,7 +77,7 @@ class SourceMigration:
         self._talk: Conversation | None = None
         self._worker: dict[str, int] = {}
         self._to_end: tuple[str, ...] = ()
-        self._serving: asyncio.Future[None] | None = None
+        self._serving: Tasks = []
         self._custody: Custody
         self._sync: SyncSource | None = None
         self._running = False
@@ -168,7 +169,9 @@ class SourceMigration:
             async with asyncio.timeout(_LINK_TIMEOUT):
                 await self._connect(link)
                 machine.on("connect")
-                self._talk = talk = Conversation(self._link, self._lost, self._takers())
+                self._talk = talk = Conversation(self._link, self._lost)
+                if self._sync is not None:
+                    talk.on(self._sync.take, "sync")
                 await self._compare_clocks(talk)
         except TimeoutError:
             raise PeerLost(phase="check", detail="it did not come up in time") from None
@@ -232,12 +235,8 @@ class SourceMigration:
             self._custody.journal.note(serving=True)
         with contextlib.suppress(AgentError):
             await self._faults.at("serve")
-        late = asyncio.ensure_future(self._late_packets(talk))
-        try:
+        async with together(self._late_packets(talk)):
             await self._hear("committed")
-        finally:
-            late.cancel()
-            await asyncio.gather(late, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def _answering(self, talk: Conversation) -> AsyncIterator[None]:
@@ -251,30 +250,19 @@ class SourceMigration:
         gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
         serving = self._host.serving(self._link, gets_on)
         talk.on(serving.hear, "missing", "want", "got")
-        self._serving = asyncio.ensure_future(serving.run())
-        try:
+        async with together(serving.run()) as self._serving:
             yield
-        finally:
-            self._serving.cancel()
-            await asyncio.gather(self._serving, return_exceptions=True)
 
     async def _hear(self, *kinds: str) -> Record:
         """The destination's next word of these, while it is served."""
         assert self._talk is not None
-        word = asyncio.ensure_future(self._talk.expect(*kinds))
-        try:
-            works: set[asyncio.Future[Any]] = {word, self._serving or word}
-            await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
-            if self._serving is not None and self._serving.done():
-                self._serving.result()
-            return word.result()
-        finally:
-            word.cancel()
-            await asyncio.gather(word, return_exceptions=True)
-
-    def _takers(self) -> dict[str, Callable[[Record], Awaitable[None]]]:
-        """Who else hears the destination, by kind of record."""
-        return {"sync": self._sync.take} if self._sync is not None else {}
+        async with together(self._talk.expect(*kinds)) as word:
+            await first_of([*word, *self._serving])
+            for one in self._serving:
+                if one.done():
+                    one.result()
+            heard: Record = word[0].result()
+            return heard
 
     async def _lock(self, talk: Conversation) -> None:
         host, send = self._host, self._link.send

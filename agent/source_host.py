@@ -306,11 +306,7 @@ class SourceHost(Host):
 
     def serving(self, link: Link, gets_on: Callable[[], None]) -> Serving:
         """What sends the memory that the destination, where the process runs, still asks for."""
-
-        def sent(_done: int, _left: int) -> None:
-            gets_on()
-
-        self._serving = Serving(link, self._tree.pids, sent)
+        self._serving = Serving(link, self._tree.pids, gets_on)
         self._opened.callback(self._serving.close)
         return self._serving
 

@@ -19,6 +19,7 @@ import msgpack
 from agent import offspring
 from agent.errors import AgentError
 from agent.memory.pager import AGENTS
+from agent.phases import SendEvent
 
 _READY = 10.0  # seconds for it to come up
 _LARGEST = 1 << 16  # bytes of a message
@@ -33,6 +34,20 @@ class PagerFailed(AgentError):
 
 
 Heard = Callable[[dict[str, Any]], None]
+
+
+class Left:
+    """Tells the orchestrator how much of the memory is in its place."""
+
+    def __init__(self, send_event: SendEvent) -> None:
+        self._send_event = send_event
+        self._total = 0  # bytes
+
+    def told(self, left: int) -> None:
+        """So many bytes are not."""
+        self._total = max(self._total, left)
+        done = {"done": self._total - left, "total": self._total}
+        self._send_event("progress", {"what": "fill", **done})
 
 
 class Paging:

@@ -11,18 +11,17 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any
 
 from agent.errors import EXIT_IN_DOUBT, AgentError, ProtocolError
+from agent.image.records import Record
 from agent.link import Link
 from agent.memory.arrivals import SLOT
 from agent.memory.layout import PAGE
 from agent.memory.missing import checked_runs
 from agent.memory.ranges import Range, Ranges
-from agent.memory.reader import read_ranges
+from agent.memory.reader import Changes, read_ranges
 from agent.plan import checked_pid
 
-Record = dict[str, Any]
 IN_FLIGHT = 4  # records of at most `SLOT` bytes
 MAX_RUNS = 1 << 14  # of a record that says what is missing
 RUNS = 1 << 11  # of a record of pages, at most
@@ -39,10 +38,12 @@ class MemoryGone(AgentError):
 class Serving:
     """The memory of the processes of one tree, as far as somebody asks for it."""
 
-    def __init__(self, link: Link, pids: Collection[int], sent: Callable[[int, int], None]) -> None:
-        """`sent` is called with the bytes that were, and those that are left."""
+    def __init__(
+        self, link: Link, pids: Collection[int], gets_on: Callable[[], None] = lambda: None
+    ) -> None:
+        """`gets_on` is called for each record that was sent."""
         self._link = link
-        self._sent = sent
+        self._gets_on = gets_on
         self._owed = {pid: Ranges() for pid in pids}
         self._wanted: deque[tuple[int, Range]] = deque()
         self._memory: dict[int, int] = {}
@@ -53,7 +54,7 @@ class Serving:
 
     # --- what the destination says
 
-    def hear(self, record: Record) -> None:
+    async def hear(self, record: Record) -> None:
         """A record {"kind": "missing" | "want", "pid", "runs": [[address, pages]]} or "got".
 
         Raises `ProtocolError`.
@@ -109,9 +110,9 @@ class Serving:
             self._link.send({"kind": "pages", "pid": pid, "runs": found.runs, "data": data})
             await self._link.drain()
             self.bytes += len(data)
-            self._sent(self.bytes, sum(one.size for one in self._owed.values()))
+            self._gets_on()
 
-    def _read(self, pid: int, batch: list[Range]) -> Any:
+    def _read(self, pid: int, batch: list[Range]) -> Changes:
         try:
             if pid not in self._memory:
                 self._memory[pid] = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)

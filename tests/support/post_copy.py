@@ -101,11 +101,11 @@ class Away:
             self.site.paging = Paging(self.site.directory, start=False)
             await self.site.paging.restored()
         filling = Filling(here, self.site.paging, self.left.append)  # type: ignore[arg-type]
-        serving = Serving(there, [self.source.pid], lambda _done, _left: None)  # type: ignore[arg-type]
+        serving = Serving(there, [self.source.pid])  # type: ignore[arg-type]
 
         async def asked() -> None:
             while True:
-                serving.hear(await there.receive())
+                await serving.hear(await there.receive())
 
         async def taken() -> None:
             while True:
