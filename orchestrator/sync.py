@@ -77,7 +77,7 @@ class Choice:
         found: DestinationFacts,
         names: tuple[str, str],
     ) -> None:
-        self._wish, self._seen, self._found = wish, seen, found
+        self._seen, self._found = seen, found
         self._source, self._destination = names
         here = seen.source["paths"] if seen is not None else []
         there = seen.destination["paths"] if seen is not None else []
@@ -116,7 +116,7 @@ class Choice:
             return
         hosts = ((self._source, self._seen.source), (self._destination, self._seen.destination))
         for host, facts in hosts:
-            if self._wish.any and facts["rsync"] is not None:
+            if facts["rsync"] is not None:
                 yield refusal("rsync", host=host, detail=facts["rsync"])
         for here, there in self._rows:
             if (reason := self._why_not(here, there)) is not None:

@@ -107,9 +107,11 @@ class SyncDestination:
                 try:
                     async with asyncio.timeout(SAY_EVERY):
                         await server.input.drain()
-                    return
+                    break
                 except TimeoutError:  # a slow disk
                     self._gets_on()
+        if not self._over:
+            self._link.send({"kind": "sync", "op": "taken", "size": min(len(data), PIECE)})
 
     def _end(self) -> None:
         server = self._server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import subprocess
@@ -17,14 +16,12 @@ from agent.sync.child import find
 from agent.sync.paths import MAX_PATH, MAX_PATHS
 
 _PATIENCE = 10.0  # seconds for rsync to say its version
-_MOST = 10_000  # entries of a directory whose size is told
 
 
 class SyncPath(TypedDict):
     path: str
     real: str  # without symbolic links
     kind: str  # "file", "directory", "missing", or what else it is
-    size: int  # bytes of all files in it; -1: so many that they were not counted
 
 
 class SyncFacts(TypedDict):
@@ -77,25 +74,8 @@ def _path(path: str) -> SyncPath:
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return SyncPath(path=path, real=real, kind="missing", size=0)
+        return SyncPath(path=path, real=real, kind="missing")
     except OSError as error:
-        return SyncPath(path=path, real=real, kind=error.strerror or "unreadable", size=0)
+        return SyncPath(path=path, real=real, kind=error.strerror or "unreadable")
     kind = "link" if stat.S_ISLNK(found.st_mode) else kind_of(found.st_mode)
-    size = _size(path) if kind == "directory" else found.st_size
-    return SyncPath(path=path, real=real, kind=kind, size=size)
-
-
-def _size(root: str) -> int:
-    total, seen, waiting = 0, 0, [root]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                seen += 1
-                if seen > _MOST:
-                    return -1
-                with contextlib.suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False):
-                        total += entry.stat(follow_symlinks=False).st_size
-    return total
+    return SyncPath(path=path, real=real, kind=kind)

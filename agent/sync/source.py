@@ -33,6 +33,7 @@ from agent.sync.rsync import Pass
 _MOST_PASSES = 6  # while the process runs
 _SMALL = 16 << 20  # bytes of changed files that are read as fast in the blackout as before it
 _SHRINKS = 0.7  # of the pass before; else another brings nothing more
+_WINDOW = 8 << 20  # bytes under way: its disk may be slow, and a relayed link keeps what waits
 _SILENCE = 4 * SAY_EVERY  # seconds without a word of the destination
 _SHARE = 0.5  # of the longest blackout, for files to bring in it
 _LOOK_SHARE = 0.25  # of it, to look for them
@@ -60,6 +61,8 @@ class SyncSource:
         self._since: Moment | None = None
         self._compared: set[str] = set()
         self._greeted = asyncio.Event()  # by the destination's rsync
+        self._under_way = 0  # bytes that it has not taken yet
+        self._taken = asyncio.Event()
         self._rate = float(_SLOWEST)
         self._looking = 0.0  # seconds that a look for changes takes
         self._last: asyncio.Task[bool] | None = None
@@ -195,6 +198,7 @@ class SyncSource:
         except (OSError, TimeoutError) as error:
             raise SyncFailed(detail=f"rsync does not start at the source: {error}") from error
         self._greeted.clear()
+        self._under_way = 0
         parents = [list(one) for one in places.of(self._made, self._files)]
         self._link.send({"kind": "sync", "op": "begin", "pass": one, "parents": parents})
         self._pumps.append(asyncio.create_task(self._pump(self._client)))
@@ -231,13 +235,24 @@ class SyncSource:
         while data := await client.output.read(PIECE):
             self._link.send({"kind": "sync", "op": "data", "data": data})
             self._count(len(data))
+            self._under_way += len(data)
             await self._link.drain()
+            while self._under_way > _WINDOW:
+                self._taken.clear()
+                await self._taken.wait()
 
     async def take(self, record: Record) -> None:
         """A record of the destination. Waits until rsync has room for more of it."""
         op, client = record.get("op"), self._client
         self._heard = time.monotonic()
         if op == "alive":
+            return
+        if op == "taken":
+            size = record.get("size")
+            if not isinstance(size, int) or not 0 < size <= PIECE:
+                raise ProtocolError(detail=f"the destination's rsync took {shown(size)} bytes")
+            self._under_way = max(self._under_way - size, 0)
+            self._taken.set()
             return
         if op != "data":
             if self._answers.qsize() > 1:

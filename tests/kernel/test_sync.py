@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
 from agent.errors import PeerLost
+from agent.image.records import Record
 from agent.probe.facts import FileProblem
 from agent.sync import changes
 from agent.sync.changes import Moment
+from agent.sync.child import PIECE
 from agent.sync.errors import SyncDiffers, SyncFailed, SyncRestless, SyncTooMany
 from agent.sync.rsync import Pass
 from tests.support.polling import until
@@ -148,6 +151,27 @@ async def test_an_rsync_is_killed(here: Path, there: Path, killed: str) -> None:
         os.kill(child._process.pid, 9)
         with pytest.raises(SyncFailed):
             await both.until(both.source._end([str(here)], final=True))
+
+
+async def test_it_is_held_up_by_a_slow_destination(
+    here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more is under way than the window, whatever the link would take."""
+    monkeypatch.setattr("agent.sync.source._WINDOW", 1 << 20)
+    fill(here)
+    most = 0
+    async with ends([here]) as both:
+        take = both.destination.take
+
+        async def slowly(record: Record) -> None:
+            nonlocal most
+            await asyncio.sleep(0)
+            most = max(most, both.source._under_way)
+            await take(record)
+
+        both.destination.take = slowly  # type: ignore[method-assign]
+        await both.until(both.source.bring())
+    assert listing(there) == listing(here) and 0 < most <= (1 << 20) + PIECE
 
 
 async def test_both_end_with_their_agent(here: Path, there: Path) -> None:

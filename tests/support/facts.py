@@ -184,6 +184,6 @@ class Case:
     def bring(self, path: str, *, kind: str = "directory", rsync: str | None = None) -> None:
         """Have a path named with --sync: the kind it is of at the source, and DST's rsync."""
         self.options = replace(self.options, sync=Wish((path,)))
-        here = SyncPath(path=path, real=path, kind=kind, size=0)
-        there = SyncPath(path=path, real=path, kind="missing", size=0)
+        here = SyncPath(path=path, real=path, kind=kind)
+        there = SyncPath(path=path, real=path, kind="missing")
         self.seen = Seen(SyncFacts(rsync=None, paths=[here]), SyncFacts(rsync=rsync, paths=[there]))

@@ -92,7 +92,7 @@ async def ends(
     both = Ends(plan)
     both.tasks = [
         asyncio.create_task(both.carry(both.ours, both.source.take)),
-        asyncio.create_task(both.carry(both.theirs, both.destination.take)),
+        asyncio.create_task(both.carry(both.theirs, lambda one: both.destination.take(one))),
     ]
     try:
         yield both

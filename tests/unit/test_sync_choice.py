@@ -31,7 +31,7 @@ def problem(path: str, kind: str = "missing") -> FileProblem:
 
 
 def at(path: str, kind: str = "file", real: str = "") -> SyncPath:
-    return SyncPath(path=path, real=real or path, kind=kind, size=10)
+    return SyncPath(path=path, real=real or path, kind=kind)
 
 
 def case(wish: Wish, files: list[FileFacts], problems: list[FileProblem]) -> Case:
