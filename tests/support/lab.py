@@ -295,7 +295,7 @@ class Lab:
         for host in self.hosts:
             self.run(host, f"pkill -KILL -f '{workloads}' || true")
             self.run(host, "pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent' || true")
-            self.run(host, f"rm -rf /run/streamferry {JOURNALS} {CORDON} /run/lab-*")
+            self.run(host, f"rm -rf /run/streamferry {JOURNALS} {CORDON} /run/lab-* /srv/lab-*")
             for table in self.run(host, "nft list tables").splitlines():
                 if "streamferry" in table or "chaos_cut" in table:
                     self.run(host, f"nft delete {table}")
