@@ -287,7 +287,7 @@ class Lab:
             self.settle(host)
 
     def clear(self) -> None:
-        """End every workload and take away every service address of earlier tests."""
+        """End every workload, and forget every address and migration, of earlier tests."""
         workloads = (
             "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|"
             "/tmp/[a]syncio_echo|/tmp/[w]orker[.]py"
@@ -305,3 +305,5 @@ class Lab:
                     device = self.device(host)
                     self.run(host, f"ip addr del {address}/{length} dev {device}", check=False)
         self.run("client", "pkill -KILL -f '[/]run/.*[.]py' || true")
+        for path in Path(self._state).iterdir():  # else `recover` would know of earlier tests'
+            shutil.rmtree(path)
