@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 ENVIRONMENT := .venv/.made
 
-.PHONY: help lab lab-down venv demo test check bench chaos soak nightly
+.PHONY: help lab lab-down venv demo test test-lab test-others check bench chaos soak nightly
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,8 +32,15 @@ check: venv ## lint and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-test: venv lab check ## every test
-	$(PYTHON) -m pytest
+test: venv lab check ## every test, those of the lab beside the others
+	@$(MAKE) --no-print-directory -j2 -k test-lab test-others
+
+# By lines, for the two write to one terminal.
+test-lab test-others: SHELL := /bin/bash
+test-lab:
+	@set -o pipefail; $(PYTHON) -m pytest -m lab | sed -u ''
+test-others:
+	@set -o pipefail; $(PYTHON) -m pytest -m 'not lab' | sed -u ''
 
 bench: venv lab ## blackout, stall and boundary, each beside what it is compared with
 	$(PYTHON) -m tests.bench.blackout
