@@ -84,6 +84,7 @@ class Plan:
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     memory_mode: str = STOP  # one of MEMORY_MODES
     max_rounds: int = 8  # of memory that goes ahead, before the process stands still
+    may_follow: bool = False  # pre-copy may become post-copy, where max_blackout would not hold
     bandwidth: int = 0  # bytes a second of what goes ahead of the freeze; 0: no limit
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent
@@ -125,6 +126,7 @@ class Plan:
             max_blackout=_seconds(values["max_blackout"], "max_blackout"),
             memory_mode=_one_of(values["memory_mode"], MEMORY_MODES, "memory_mode"),
             max_rounds=_integer(values["max_rounds"], 0, MAX_ROUNDS, "max_rounds"),
+            may_follow=_boolean(values["may_follow"], "may_follow"),
             bandwidth=_bandwidth(values["bandwidth"], "bandwidth"),
             replay=_boolean(values["replay"], "replay"),
             boundary=_boolean(values["boundary"], "boundary"),

@@ -244,7 +244,7 @@ class SourceMigration:
 
         What that fails with is raised by `_hear`.
         """
-        if self._plan.memory_mode != POST_COPY:
+        if self._host.memory_mode != POST_COPY:
             yield
             return
         gets_on = functools.partial(self._custody.gets_on, _NOTE_EVERY)
@@ -410,6 +410,7 @@ class SourceMigration:
             "clock_error": self._clock.error if self._clock.error < 1e6 else 0.0,
             "streams": host.stream_reports(),
             "bytes": host.bytes_sent(),
+            "memory_mode": host.memory_mode,
             "rounds": host.rounds(),
             "sync_bytes": host.sync_bytes(),
             "relayed": self._link.relayed,

@@ -22,7 +22,7 @@ from agent.kernel import limits, proc, uapi
 from agent.kernel.nflog import PacketLog
 from agent.kernel.seccomp import EpollTrust, filtered
 from agent.link import Link
-from agent.memory.ahead import Ahead, another, check_last
+from agent.memory.ahead import Ahead, another, too_fast
 from agent.memory.serving import Serving
 from agent.netlock import apply, render
 from agent.netlock.apply import LockError
@@ -71,6 +71,7 @@ class SourceHost(Host):
     def __init__(self, plan: Plan, phases: Phases, faults: Faults, send_event: SendEvent) -> None:
         """As `Host`. Raises `AgentError` or `OSError`."""
         self._send_event = send_event
+        self.memory_mode = plan.memory_mode  # or what `copy_ahead` has found better
         self._streams: list[Stream] = []
         self._sockets: dict[int, socket.socket] = {}
         self._descriptors: Descriptors | None = None
@@ -111,7 +112,7 @@ class SourceHost(Host):
             self._progress(done)
             gets_on()
 
-        later = self._plan.memory_mode == POST_COPY
+        later = self.memory_mode == POST_COPY
         bandwidth = Bandwidth(self._plan.bandwidth)
         self._ahead = ahead = Ahead(link, progress, bandwidth, tracked=later)
         self._opened.callback(ahead.close)
@@ -119,8 +120,11 @@ class SourceHost(Host):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
             gets_on()
-        if not later:
-            check_last(ahead.rounds, self._plan.max_blackout)
+        if later or (problem := too_fast(ahead.rounds, self._plan.max_blackout)) is None:
+            return
+        if not self._plan.may_follow:
+            raise problem
+        self.memory_mode = POST_COPY
 
     def open_sync(self, link: Link, gets_on: Callable[[], None]) -> SyncSource:
         """What brings the files; ended with the rest."""
@@ -250,7 +254,7 @@ class SourceHost(Host):
             await self._dump_streams(link)
         if self._ahead is not None:
             with phases.step("ship"):
-                if self._plan.memory_mode == POST_COPY:
+                if self.memory_mode == POST_COPY:
                     await self._ahead.owe(self._tree.pids)
                 else:
                     await self._ahead.round(self._tree.pidfds, last=True)

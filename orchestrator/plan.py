@@ -20,7 +20,6 @@ from agent.plan import (
     MAX_BLACKOUT_LIMIT,
     POST_COPY,
     PRE_COPY,
-    STOP,
     Listener,
     Plan,
     new_id,
@@ -31,6 +30,7 @@ from agent.sync.paths import why_not
 from agent.tcp.stream import MOVABLE
 from orchestrator.errors import UsageProblem
 from orchestrator.host_checks import check_hosts, host_refusals
+from orchestrator.memory import AUTO, ROUNDS, choose
 from orchestrator.placement import Placement, connection, endpoint, parse, service_addresses
 from orchestrator.refusals import Refusal, arranged, refusal
 from orchestrator.sync import Choice, Seen, Wish
@@ -40,9 +40,6 @@ IMAGES_MARGIN = 16 << 20  # bytes of room beside the memory of the process
 SPARE_DESCRIPTORS = 256  # of an agent, beside one a socket
 
 _MIB = 1 << 20
-AUTO = "auto"
-_ROUNDS = {STOP: 0, PRE_COPY: 8, POST_COPY: 1}  # of memory that goes ahead
-_WORTH_AHEAD = 64 << 20  # bytes of memory that are sent ahead rather than at once
 
 __all__ = ["Options", "Refusal", "check_hosts", "plan"]
 
@@ -157,7 +154,9 @@ class _Judge:
             for one in self.process["listeners"]
         }
         options = self.options
-        mode = self._memory_mode()
+        memory = choose(
+            options.memory_mode, self.process["memory"], self.destination, self.destination_host
+        )
         rounds = options.max_rounds
         made = Plan(
             id=new_id(),
@@ -171,8 +170,9 @@ class _Judge:
             destination=self.destination,
             images_dir=options.images_dir,
             max_blackout=options.max_blackout,
-            memory_mode=mode,
-            max_rounds=_ROUNDS.get(mode, 0) if rounds is None else rounds,
+            memory_mode=memory.mode,
+            max_rounds=ROUNDS.get(memory.mode, 0) if rounds is None else rounds,
+            may_follow=memory.may_follow,
             bandwidth=options.bandwidth,
             replay=options.replay,
             boundary=options.boundary,
@@ -184,14 +184,6 @@ class _Judge:
             faults=options.faults,
         )
         return Plan.from_wire(made.to_wire())  # what an agent would refuse is refused here
-
-    def _memory_mode(self) -> str:
-        """What `auto` comes to: ahead, where it is worth it, and DST can take it lazily."""
-        if self.options.memory_mode != AUTO:
-            return self.options.memory_mode
-        host = self.destination_host  # what is no tmpfs may have no file that large
-        able = host["userfault"] is None and host["images"]["tmpfs"]
-        return PRE_COPY if able and self.process["memory"] >= _WORTH_AHEAD else STOP
 
     def _cordon(self) -> Iterator[Refusal]:
         cordon = self.destination_host["cordon"]

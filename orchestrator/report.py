@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from agent.plan import Plan
 from orchestrator.agent_client import Facts
+from orchestrator.memory import Choice
 from orchestrator.migration.driver import Request
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
 from orchestrator.refusals import Refusal
@@ -37,7 +38,7 @@ class Silent:
 
     def started(self, request: Request) -> None: ...
 
-    def checked(self, ms: float, plan: Plan, process: Facts) -> None: ...
+    def checked(self, ms: float, plan: Plan, process: Facts, memory: Choice) -> None: ...
 
     def phase(self, event: dict[str, Any]) -> None: ...
 
@@ -59,7 +60,7 @@ class Human(Silent):
     def started(self, request: Request) -> None:
         say(f"{self._verb} PID {request.pid} from {request.source} to {request.destination}")
 
-    def checked(self, ms: float, plan: Plan, process: Facts) -> None:
+    def checked(self, ms: float, plan: Plan, process: Facts, memory: Choice) -> None:
         name = plain(str(process.get("comm", plan.pid)))
         addresses = ", ".join(one.address for one in plan.addresses) or "none"
         say(
@@ -67,6 +68,7 @@ class Human(Silent):
             f"{_count(len(process.get('connections', [])), 'connection')}, "
             f"service address {addresses}; migration {plan.id}"
         )
+        say(plain(f"  memory: {memory.mode}, {memory.why}"))
         if plan.syncs:
             say(plain(f"  to bring: {', '.join((*plan.sync_dirs, *plan.sync_files))}"))
         self._step("check", ms, False)

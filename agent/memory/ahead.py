@@ -60,17 +60,18 @@ class DirtiesTooFast(AgentError):
     )
 
 
-def check_last(rounds: Sequence[Round], limit: float) -> None:
-    """Whether a round as long as the last still fits into a blackout of `limit` seconds.
+def too_fast(rounds: Sequence[Round], limit: float) -> DirtiesTooFast | None:
+    """That a round as long as the last does not fit into a blackout of `limit` seconds.
 
-    Raises `DirtiesTooFast`. Of one round nothing is known yet: it was all of the memory.
+    Of one round nothing is known yet: it was all of the memory.
     """
     if len(rounds) < 2:
-        return
+        return None
     last = rounds[-1]
     seconds = (last.ms - last.held_ms) / 1000
-    if seconds > limit:
-        raise DirtiesTooFast(mib=last.bytes >> 20, seconds=f"{seconds:.1f}", limit=limit)
+    if seconds <= limit:
+        return None
+    return DirtiesTooFast(mib=last.bytes >> 20, seconds=f"{seconds:.1f}", limit=limit)
 
 
 class Ahead:

@@ -68,7 +68,8 @@ _OPTIONS = [
         show_default=True,
         help="How the memory goes. stop: all of it while the process stands still. pre-copy: most "
         "of it before, round by round. post-copy: what is left when it runs at DST already, which "
-        "needs SRC until all has come. auto: stop or pre-copy, by its size, and what DST can do.",
+        "needs SRC until all has come. auto: stop or pre-copy, by its size and what DST can do, or "
+        "post-copy, where the process changes its memory too fast for --max-blackout.",
     ),
     click.option(
         "--max-rounds", type=click.IntRange(0, MAX_ROUNDS), metavar="N",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from agent.errors import AgentError
 from agent.plan import Plan
+from orchestrator.memory import Choice
 from orchestrator.migration.driver import Driver, Request
 from orchestrator.migration.result import Json
 from orchestrator.playbook.model import Limits
@@ -98,7 +99,7 @@ class Mover:
 
     def started(self, request: Request) -> None: ...
 
-    def checked(self, ms: float, plan: Plan, process: dict[str, Any]) -> None:
+    def checked(self, ms: float, plan: Plan, process: dict[str, Any], memory: Choice) -> None:
         self._memory = plan.memory
         self._got_on()
         self._begun(plan)

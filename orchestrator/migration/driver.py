@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agent.errors import AgentError, Cancelled
 from agent.fault import ORCHESTRATOR, Faults
 from agent.plan import Plan, new_id
-from agent.probe.facts import DestinationFacts, ProcessFacts, validate
+from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
 from orchestrator.agent_client import AgentClient, Facts
 from orchestrator.errors import AgentLost, OutcomeUnknown, internal
 from orchestrator.inventory import config_files, parse_target
+from orchestrator.memory import Choice, choose, told
 from orchestrator.migration import result as results
 from orchestrator.migration.result import Json
 from orchestrator.migration.run import Listener, Run
@@ -47,7 +48,7 @@ class Reporter(Listener, Protocol):
     """Is told of everything as it happens."""
 
     def started(self, request: Request) -> None: ...
-    def checked(self, ms: float, plan: Plan, process: Facts) -> None: ...
+    def checked(self, ms: float, plan: Plan, process: Facts, memory: Choice) -> None: ...
 
 
 class Driver:
@@ -78,6 +79,7 @@ class Driver:
         self.refusals: list[Refusal] = []
         self.timeline: list[results.Span] = []
         self.plan: Plan | None = None
+        self._memory: Choice
         self.process: Facts = {}  # what the source's agent found
         self.error: AgentError | None = None
 
@@ -204,7 +206,11 @@ class Driver:
             self._reporter.note(f"warning: {said.message}")
         self.plan = made
         self._result["id"] = made.id
-        self._reporter.checked((time.monotonic() - begin) * 1000, made, process)
+        found = validate(there, HostFacts, f"the facts of {request.destination}")
+        memory = choose(options.memory_mode, made.memory, request.destination, found)
+        self._memory = memory
+        self._result["memory"] = told(memory, memory.mode, [], made.max_blackout)
+        self._reporter.checked((time.monotonic() - begin) * 1000, made, process, memory)
 
     async def _look_at_files(self, process: Facts, found: Facts) -> Seen | None:
         """What both hosts have of what may be brought along; nothing where nothing is to be."""
@@ -275,6 +281,12 @@ class Driver:
         troubled = migrated and taken is not None and taken["error"] is not None
         self._unended = sent is None or taken is None or troubled
         results.merge(self._result, sent, taken)
+        if sent is not None:
+            mode, rounds = sent["memory_mode"], sent["rounds"]
+            memory = told(self._memory, mode, rounds, self.plan.max_blackout)
+            if memory != self._result["memory"]:
+                self._reporter.note(f"memory: {memory['mode']}, {memory['why']}")
+            self._result["memory"] = memory
         self.timeline = results.timeline(sent, taken)
         if migrated and not self._unended and self._write_down_end():
             with contextlib.suppress(AgentError):  # nobody will ask any more

@@ -112,6 +112,13 @@ class StreamResult(StreamReport):
     probes: int
 
 
+class MemoryTold(TypedDict):
+    """How the memory went, and why so."""
+
+    mode: str
+    why: str
+
+
 class Ending(TypedDict):
     """A result that is only known from a recovery."""
 
@@ -133,6 +140,7 @@ class Result(Ending):
     streams: list[StreamResult]
     replayed_packets: int
     bytes: MovedBytes
+    memory: MemoryTold | None  # None: it did not come to that
 
 
 class SourceReport(TypedDict):
@@ -147,6 +155,7 @@ class SourceReport(TypedDict):
     clock_error: _Number
     streams: list[StreamReport]
     bytes: MovedBytes
+    memory_mode: str  # stop, pre-copy or post-copy, as it went
     rounds: list[RoundReport]
     sync_bytes: int  # over the link, in both directions, for files that were brought along
     relayed: bool
@@ -209,6 +218,7 @@ def empty(migration_id: str, source: str, destination: str, pid: int) -> Json:
         "streams": [],
         "replayed_packets": 0,
         "bytes": {"memory": 0, "streams": 0, "files": 0},
+        "memory": None,
     }
 
 

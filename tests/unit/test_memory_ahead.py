@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,10 +15,10 @@ from agent.bandwidth import Bandwidth
 from agent.custody import Custody
 from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
 from agent.memory import ahead as module
-from agent.memory.ahead import Ahead, DirtiesTooFast, Round, another, check_last
+from agent.memory.ahead import Ahead, DirtiesTooFast, Round, another, too_fast
 from agent.memory.reader import SPAN, Changes
 from agent.memory.store import MAX_RUNS
-from agent.plan import PRE_COPY
+from agent.plan import POST_COPY, PRE_COPY
 from agent.source_host import SourceHost
 from tests.support.memory import PAGE, page, pages
 
@@ -211,12 +212,45 @@ async def test_what_may_not_be_read_is_no_end_of_a_process(link: FakeLink) -> No
 def test_what_would_stand_still_for_too_long_is_not_frozen() -> None:
     all_of_it, fits, not_so = Round(800 << 20, 9000.0), Round(50 << 20, 999.0), Round(1, 1001.0)
     for rounds in ([], [all_of_it], [all_of_it, fits], [all_of_it, not_so, fits]):
-        check_last(rounds, 1.0)
-    check_last([all_of_it, Round(700 << 20, 8123.0, held_ms=7200.0)], 1.0)  # by a bandwidth
-    with pytest.raises(DirtiesTooFast) as raised:
-        check_last([all_of_it, fits, Round(700 << 20, 8123.0)], 1.0)
-    assert "700 MiB" in raised.value.message and "8.1 s" in raised.value.message
-    assert "post-copy" in raised.value.hint
+        assert too_fast(rounds, 1.0) is None
+    held = Round(700 << 20, 8123.0, held_ms=7200.0)  # by a bandwidth
+    assert too_fast([all_of_it, held], 1.0) is None
+    error = too_fast([all_of_it, fits, Round(700 << 20, 8123.0)], 1.0)
+    assert error is not None and "700 MiB" in error.message and "8.1 s" in error.message
+    assert "post-copy" in error.hint
+
+
+@pytest.mark.parametrize(("limit", "may_follow", "mode"), [
+    (9.0, True, PRE_COPY), (9.0, False, PRE_COPY), (0.5, True, POST_COPY), (0.5, False, None),
+])  # fmt: skip
+async def test_what_changes_too_fast_follows_where_it_may(
+    link: FakeLink, monkeypatch: pytest.MonkeyPatch, limit: float, may_follow: bool,
+    mode: str | None,
+) -> None:  # fmt: skip
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def slowly() -> Iterator[Changes]:
+        clock[0] += 1.0
+        for number in range(5):  # more than would be sent as fast in the blackout
+            yield span(number * 512, 512)
+
+    FakeReader.script = {1: [slowly(), slowly()]}  # type: ignore[list-item]
+    host = host_with(memory_mode=PRE_COPY, max_rounds=2, max_blackout=limit, may_follow=may_follow)
+    with pytest.raises(DirtiesTooFast) if mode is None else contextlib.nullcontext():
+        await host.copy_ahead(link, lambda: None)
+    assert host.memory_mode == (mode or PRE_COPY)
+
+
+def host_with(**plan: Any) -> Any:
+    """A source of one process, and of nothing that `copy_ahead` does not need."""
+    host: Any = object.__new__(SourceHost)
+    host._plan = SimpleNamespace(memory=1 << 30, bandwidth=0, **plan)
+    host.memory_mode = plan["memory_mode"]
+    host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
+    host._opened = SimpleNamespace(callback=lambda _: None)
+    host._send_event = lambda name, data: None
+    return host
 
 
 async def test_the_guardian_is_told_while_a_round_takes_long(
@@ -235,17 +269,7 @@ async def test_the_guardian_is_told_while_a_round_takes_long(
     custody: Any = object.__new__(Custody)
     custody._noted = 0.0
     custody.journal = SimpleNamespace(note=lambda: notes.append(clock[0]))
-    host: Any = object.__new__(SourceHost)
-    plan = {
-        "memory_mode": PRE_COPY,
-        "max_rounds": 1,
-        "max_blackout": 9,
-        "memory": 1 << 30,
-        "bandwidth": 0,
-    }
-    host._plan = SimpleNamespace(**plan)
-    host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
-    host._opened = SimpleNamespace(callback=lambda _: None)
+    host = host_with(memory_mode=PRE_COPY, max_rounds=1, max_blackout=9, may_follow=False)
     host._send_event = lambda name, data: told.append(data["done"])
     await host.copy_ahead(link, lambda: custody.gets_on(source._NOTE_EVERY))
     gaps = [after - before for before, after in itertools.pairwise([1000.0, *notes, clock[0]])]

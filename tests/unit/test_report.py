@@ -15,6 +15,7 @@ from agent.errors import AgentError, Cancelled, FaultInjected
 from agent.plan import Plan
 from agent.source_host import CopyEnded
 from orchestrator import report
+from orchestrator.memory import Choice
 from orchestrator.migration import result as results
 from orchestrator.migration.driver import Request
 from orchestrator.migration.result import Json
@@ -23,6 +24,7 @@ from orchestrator.report import Human, Silent
 from tests.support.facts import Case
 
 ROOT = Path(__file__).resolve().parents[2]
+MEMORY = Choice("stop", "8 MiB are sent soonest at once")
 REQUEST = Request("src", "dst", 5000)
 
 
@@ -153,13 +155,14 @@ def plan() -> Plan:
 def test_steps_with_their_times(capsys: pytest.CaptureFixture[str]) -> None:
     human = Human("Moving")
     human.started(REQUEST)
-    human.checked(123.4, plan(), dict(Case().process))
+    human.checked(123.4, plan(), dict(Case().process), MEMORY)
     human.phase({"name": "dump_streams", "state": "begin", "unwinding": False})
     human.phase({"name": "dump_streams", "state": "end", "ms": 1.26, "unwinding": False})
     human.phase({"name": "unlock", "state": "end", "ms": 2.0, "unwinding": True})
     told = capsys.readouterr()
     assert told.err == ""
-    first, second, *steps = told.out.splitlines()
+    first, second, third, *steps = told.out.splitlines()
+    assert third == "  memory: stop, 8 MiB are sent soonest at once"
     assert first == "Moving PID 5000 from src to dst"
     assert second.startswith(
         "  redis-server: 1 process, 8.0 MiB, 1 connection, service address 10.77.0.100; migration "
@@ -176,7 +179,7 @@ def test_notes_go_to_stderr_and_the_silent_say_nothing_else(
 ) -> None:
     silent = Silent()
     silent.started(REQUEST)
-    silent.checked(1.0, plan(), {})
+    silent.checked(1.0, plan(), {}, MEMORY)
     silent.phase({"name": "lock", "state": "end", "ms": 1.0, "unwinding": False})
     silent.progress(1, 2)
     silent.note("undoing")
@@ -186,7 +189,7 @@ def test_notes_go_to_stderr_and_the_silent_say_nothing_else(
 
 def test_what_a_host_sends_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     human = Human("Moving")
-    human.checked(1.0, plan(), {"comm": "evil\x1b]0;title\x07\nerror: none"})
+    human.checked(1.0, plan(), {"comm": "evil\x1b]0;title\x07\nerror: none"}, MEMORY)
     human.note("src: \x1b[2Jcleared\r")
     report.problem("a file \x1b[31m\udcff", "look at \x9b1m it")
     told = capsys.readouterr()

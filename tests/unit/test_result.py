@@ -59,7 +59,7 @@ def test_a_result_has_every_key_from_the_start() -> None:
     assert list(result["phases_ms"]) == list(PHASES) and len(PHASES) == 12
     assert set(result) == {
         "id", "outcome", "error", "source", "destination", "pid", "blackout_ms",
-        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes",
+        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes", "memory",
     }  # fmt: skip
     assert result["bytes"] == {"memory": 0, "streams": 0, "files": 0}
     assert merged(MIGRATED, source_report(), destination_report()).keys() == result.keys()

@@ -13,6 +13,7 @@ from agent.plan import Plan
 from orchestrator import recovering
 from orchestrator.errors import HostUnreachable
 from orchestrator.inventory import Target
+from orchestrator.memory import Choice
 from orchestrator.migration import driver as module
 from orchestrator.migration import run
 from orchestrator.migration.driver import Driver, Request
@@ -32,7 +33,7 @@ class Told:
 
     def started(self, request: Request) -> None: ...
 
-    def checked(self, ms: float, plan: Plan, process: Json) -> None:
+    def checked(self, ms: float, plan: Plan, process: Json, memory: Choice) -> None:
         self.checks.append(plan)
 
     def phase(self, event: Json) -> None:
