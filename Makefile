@@ -48,6 +48,7 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.boundary
 	$(PYTHON) -m tests.bench.streams
 	$(PYTHON) -m tests.bench.criu
+	$(PYTHON) -m tests.bench.redis
 	$(PYTHON) -m tests.bench.connections
 	$(PYTHON) -m tests.bench.throughput
 	$(PYTHON) -m tests.bench.shipping

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench import reference
+from tests.bench.reference import Reference
 from tests.support.lab import ROOT, SERVICE, Lab
 from tests.support.workloads import start_redis
 
@@ -37,15 +37,13 @@ def theirs(lab: Lab) -> dict[str, Any]:
     lab.clear()
     pid = start_redis(lab)
     device = lab.device("src")
-    shells = [reference.Shell(host) for host in ("src", "dst")]
-    try:
-        with lab.client("redis_counter.py", SERVICE, 6379, 1, 1, 0.0005) as client:
-            client.line()
-            blackout = reference.migrate(*shells, pid, device)
-            seen = client.finish()
-    finally:
-        for shell in shells:
-            shell.close()
+    with (
+        Reference() as reference,
+        lab.client("redis_counter.py", SERVICE, 6379, 1, 1, 0.0005) as client,
+    ):
+        client.line()
+        blackout, _ = reference.move(pid, device, 6379)
+        seen = client.finish()
     return {"blackout_ms": blackout, "stall_ms": seen["worst_stall_ms"]}
 
 

@@ -3,7 +3,8 @@
 Usage: redis_counter.py HOST PORT CONNECTIONS DEPTH PAUSE_S
 Prints "ready" once every connection has had a reply, runs until stdin ends, then prints one JSON
 object: {"errors": [str], "counts": [int], "worst_stall_ms": float, "worst_from": float,
-"reconnects": 0, "total": int}. Times are CLOCK_MONOTONIC, which all containers share.
+"stalls_ms": [the worst of each], "total": int}. Times are CLOCK_MONOTONIC, which all containers
+share.
 """
 
 import asyncio
@@ -68,6 +69,7 @@ async def main() -> None:
         "counts": [counter.count for counter in counters],
         "worst_stall_ms": worst * 1000,
         "worst_from": since,
+        "stalls_ms": [counter.worst[0] * 1000 for counter in counters],
         "total": sum(counter.count for counter in counters),
     }
     print(json.dumps(result), flush=True)
