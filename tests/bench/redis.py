@@ -12,10 +12,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
 
 from tests.bench.side_by_side import REFERENCE, Row, Table, Way
-from tests.support.lab import HOSTS, SERVICE, Lab
+from tests.support.lab import SERVICE, Lab
 from tests.support.workloads import start_redis
 
 ROUNDS = 3
@@ -33,19 +32,6 @@ _LARGE = (
 )
 
 
-@contextlib.contextmanager
-def limited(lab: Lab, rate: str) -> Iterator[None]:
-    """Both hosts send at most so much (tc-tbf(8))."""
-    shape = f"tbf rate {rate} burst 1mb latency 50ms"
-    try:
-        for host in HOSTS:
-            lab.run(host, f"tc qdisc replace dev {lab.device(host)} root {shape}")
-        yield
-    finally:
-        for host in HOSTS:
-            lab.run(host, f"tc qdisc del dev {lab.device(host)} root", check=False)
-
-
 def ask(lab: Lab, command: str) -> str:
     return lab.run("client", f"redis-cli -h {SERVICE} {command}")
 
@@ -56,11 +42,12 @@ def once(lab: Lab, case: str, way: Way) -> Row:
     pid = start_redis(lab)
     keys = 0 if size == "small" else int(size) * 1_000_000 // _KEY
     if keys:
-        ask(lab, f"debug populate {keys} key {_KEY}")
+        with lab.client("redis_writer.py", SERVICE, PORT, keys, _KEY, 0) as filling:
+            assert filling.result()["errors"] == []
     digest = ask(lab, "debug digest")
     with contextlib.ExitStack() as stack:
         if how == "slow":
-            stack.enter_context(limited(lab, "1gbit"))
+            stack.enter_context(lab.limited("1gbit"))
         writer = None
         if how == "writes":
             program = ("redis_writer.py", SERVICE, PORT, keys, _KEY, _RATE)

@@ -35,6 +35,23 @@ def test_a_round_goes_ahead(lab: Lab, redis: int, data: str) -> None:
     assert first["bytes"] > _MANY * 1000 > migration.result["bytes"]["memory"] - first["bytes"]
 
 
+def test_what_changes_too_fast_follows_by_itself(lab: Lab, redis: int) -> None:
+    """The link takes 50 MB/s, and as much is written: nobody has asked for post-copy."""
+    keys = 100_000
+    with lab.client("redis_writer.py", SERVICE, 6379, keys, 1000, 0) as filling:
+        assert filling.result()["errors"] == []
+    data = ask(lab, "debug digest")
+    writing = ("redis_writer.py", SERVICE, 6379, keys, 1000, 50)
+    with lab.limited("400mbit"), counting(lab), lab.client(*writing) as writer:
+        assert writer.line() == "ready"
+        migration = lab.migrate("src", "dst", redis, "--max-blackout", "1")
+        assert writer.finish()["errors"] == []
+    moved(lab, redis, migration, data)
+    memory = migration.result["memory"]
+    assert memory["mode"] == "post-copy" and "MiB while a round goes" in memory["why"]
+    assert migration.result["blackout_ms"] < 1000
+
+
 _CUTS = """
 for cut in 1 2 3; do
     until ss -Htn state established src {dst} dst {src} | grep -q .; do sleep 0.02; done

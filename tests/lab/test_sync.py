@@ -107,8 +107,10 @@ def test_a_program_and_a_library_that_are_not_there(lab: Lab, server: int) -> No
 def test_a_log_that_grows_all_the_time(lab: Lab, server: int) -> None:
     with talking(lab) as client:
         ask(client, "grow 100")
-        for source, destination in (HOSTS, HOSTS[::-1], HOSTS):
-            migration = lab.migrate(source, destination, server, *BOTH)
+        for (source, destination), memory in (
+            (HOSTS, "stop"), (HOSTS[::-1], "post-copy"), (HOSTS, "pre-copy"),
+        ):  # fmt: skip
+            migration = lab.migrate(source, destination, server, *BOTH, "--memory", memory)
             assert migration.status == 0, (migration.result, migration.stderr)
             assert migration.result["phases_ms"]["sync_last"] > 0
         ask(client, "grow 0")

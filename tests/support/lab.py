@@ -136,6 +136,18 @@ class Lab:
         finally:
             self._containers[host].unpause()
 
+    @contextlib.contextmanager
+    def limited(self, rate: str) -> Iterator[None]:
+        """The hosts send at most so much; `rate` is one of tc-tbf(8)."""
+        shape = f"tbf rate {rate} burst 1mb latency 50ms"
+        try:
+            for host in self.hosts:
+                self.run(host, f"tc qdisc replace dev {self.device(host)} root {shape}")
+            yield
+        finally:
+            for host in self.hosts:
+                self.run(host, f"tc qdisc del dev {self.device(host)} root", check=False)
+
     def put(self, host: str, path: str, content: str) -> None:
         subprocess.run(
             ["docker", "exec", "-i", host, "sh", "-c", f"cat > {shlex.quote(path)}"],

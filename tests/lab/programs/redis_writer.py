@@ -1,8 +1,9 @@
-"""A Redis client that writes at a rate, all over the keys of DEBUG POPULATE, and checks them.
+"""A Redis client that fills it with keys, or writes all over them at a rate, and checks them.
 
 Usage: redis_writer.py HOST PORT KEYS SIZE MB_A_SECOND
-Prints "ready" when it is at work, writes until stdin ends, then reads back every key it wrote,
-gives each its first value again, and prints {"errors": [str], "written": bytes, "seconds": float}.
+With a rate of 0 it gives every key its first value. Else it prints "ready" when it is at work,
+writes until stdin ends, then reads back every key it wrote and gives each its first value again.
+Prints {"errors": [str], "written": bytes, "seconds": float}. No value can be compressed.
 """
 
 import json
@@ -14,7 +15,8 @@ import time
 
 HOST, PORT, KEYS, SIZE, RATE = sys.argv[1], *map(int, sys.argv[2:])
 _EVERY = 0.005  # seconds between batches
-_LOOKS = 500  # keys read at once
+_LOOKS = 500  # keys read, or filled, at once
+_NOISE = random.Random(1).randbytes(1 << 20)
 
 
 def set_command(number: int, value: bytes) -> bytes:
@@ -24,11 +26,9 @@ def set_command(number: int, value: bytes) -> bytes:
 
 
 def written(number: int, version: int) -> bytes:
-    return (b"%d of %d;" % (version, number)).ljust(SIZE, b"x")
-
-
-def first(number: int) -> bytes:
-    return (b"value:%d" % number).ljust(SIZE, b"\0")
+    """The value of a key in a version; 0 is the first."""
+    at = hash((number, version)) % (len(_NOISE) - SIZE)
+    return (b"%d of %d;" % (version, number) + _NOISE[at : at + SIZE])[:SIZE]
 
 
 class Writer:
@@ -61,7 +61,18 @@ class Writer:
                 value = self.reader.read(SIZE + 2)[:-2]
                 if value != written(number, self.versions[number]):
                     self.errors.append(f"key {number} is {value[:40]!r}")
-            self.store({number: first(number) for number in some})
+            self.store({number: written(number, 0) for number in some})
+
+
+def fill() -> None:
+    writer, begin = Writer(), time.monotonic()
+    for at in range(0, KEYS, _LOOKS):
+        writer.store({number: written(number, 0) for number in range(at, min(at + _LOOKS, KEYS))})
+    tell(writer, KEYS * SIZE, time.monotonic() - begin)
+
+
+def tell(writer: Writer, size: int, seconds: float) -> None:
+    print(json.dumps({"errors": writer.errors[:9], "written": size, "seconds": seconds}))
 
 
 def main() -> None:
@@ -86,7 +97,7 @@ def main() -> None:
     except OSError as error:
         writer.errors.append(repr(error))
         seconds = time.monotonic() - begin
-    print(json.dumps({"errors": writer.errors[:9], "written": total, "seconds": seconds}))
+    tell(writer, total, seconds)
 
 
-main()
+main() if RATE else fill()
