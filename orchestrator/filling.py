@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,9 @@ def _progress(progress: Progress, data: dict[str, Any]) -> None:
 class Patience:
     """How long to wait before the next try, and whether there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, given_up: asyncio.Event) -> None:
+        """`given_up`: once it is set there is none."""
+        self._given_up = given_up
         self._tries = 0
         self._last = asyncio.get_running_loop().time()
         self._least: int | None = None
@@ -65,6 +68,8 @@ class Patience:
         """Wait; whether to try again."""
         if asyncio.get_running_loop().time() - self._last > PATIENCE:
             return False
-        await asyncio.sleep(AGAIN[min(self._tries, len(AGAIN) - 1)])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN[min(self._tries, len(AGAIN) - 1)]):
+                await self._given_up.wait()
         self._tries += 1
-        return True
+        return not self._given_up.is_set()

@@ -186,6 +186,7 @@ class Recoverer:
         # Records, or journals of the host, that may name more than was recovered.
         self.damaged: list[AgentError] = []
         self.unwritten: list[str] = []  # what could not be written down, in words
+        self._given_up = asyncio.Event()
 
     async def recover(self, what: str | None) -> list[Report]:
         """End what is meant. Raises `AgentError` where nothing is known, or a host not reached."""
@@ -199,6 +200,10 @@ class Recoverer:
             return reports
         finally:
             await self.close()
+
+    def give_up(self) -> None:
+        """Do not try again to bring memory that is missing; what is under way goes on."""
+        self._given_up.set()
 
     async def end(self, named: Named, told: Callable[[Report], bool | None]) -> Report:
         """End one migration, as far as its hosts can be reached.
@@ -214,8 +219,8 @@ class Recoverer:
             )
             if not ended.waits:
                 return Report(named, ended)
-            patience = patience or Patience()
-            if ended.filling:
+            patience = patience or Patience(self._given_up)
+            if ended.filling and not self._given_up.is_set():
                 assert isinstance(source, AgentClient) and isinstance(destination, AgentClient)
                 self._note(f"bringing the rest of the memory from {named.source}")
                 try:

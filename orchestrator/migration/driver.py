@@ -30,7 +30,7 @@ from orchestrator.sync import Seen, to_look_at
 from orchestrator.transport import open_agent
 
 if TYPE_CHECKING:
-    from orchestrator.recovering import Report
+    from orchestrator.recovering import Recoverer, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Driver:
         self._task: asyncio.Task[Any] | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self._interrupted = False
+        self._recoverer: Recoverer | None = None  # while it is at work
         self._doing = "undoing"  # once it is interrupted
         self._faults = Faults(ORCHESTRATOR, request.options.faults)
         self._faults.cut, self._faults.spoil = self._cut, self._spoil
@@ -109,7 +110,9 @@ class Driver:
         return self._result
 
     def interrupt(self) -> None:
-        """Ctrl-C: undo while that is possible, else finish."""
+        """Ctrl-C: undo while that is possible, else finish; but wait for no host that is gone."""
+        if self._recoverer is not None:
+            self._recoverer.give_up()
         if self._interrupted:
             self._reporter.note(f"still {self._doing}: it is never left half done")
             return
@@ -300,11 +303,12 @@ class Driver:
 
         request = self._request
         self._reporter.note("an agent did not come to its end: ending what it had begun")
-        recoverer = Recoverer(request.ssh_config, note=self._reporter.note)
+        self._recoverer = Recoverer(request.ssh_config, note=self._reporter.note)
         try:
-            await recoverer.end(self._named, self._recovered)
+            await self._recoverer.end(self._named, self._recovered)
         finally:
-            await recoverer.close()
+            await self._recoverer.close()
+            self._recoverer = None
 
     def _recovered(self, report: Report) -> bool:
         """Take over what recovery has found; whether the hosts may forget it."""
