@@ -33,6 +33,30 @@ CORDON = "/var/lib/streamferry/cordon"
 JOURNALS = "/var/lib/streamferry/journal"
 _STEP = 200  # PIDs between workloads
 
+_WORKLOADS = (
+    "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|"
+    "/tmp/[a]syncio_echo|/tmp/[w]orker[.]py"
+)
+_CLEAR = f"""
+pkill -KILL -f '{_WORKLOADS}'
+pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent'
+rm -rf /run/streamferry {JOURNALS} {CORDON} /run/lab-* /srv/lab-*
+nft list tables | grep -E 'streamferry|chaos_cut' | while read -r table; do nft delete $table; done
+ip -o addr | while read -r _ device _ address _; do
+    case $address in
+    10.77.0.1[0-9][0-9]/*|{SERVICE6}/*) ip addr del "$address" dev "$device" ;;
+    esac
+done
+true
+"""
+_CUT = "--- 8< ---"
+_LOOK = f"""
+nft list tables; echo '{_CUT}'
+ls -A /run/streamferry 2>/dev/null; echo '{_CUT}'
+ls -A -I host-id {JOURNALS} 2>/dev/null; echo '{_CUT}'
+ps -eo pid=,stat=,args= ww
+"""
+
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Poll until the condition holds; its value. Fails with `what` after `seconds`."""
@@ -264,14 +288,13 @@ class Lab:
     def leftovers(self, host: str, *, allowed_stopped: tuple[int, ...] = ()) -> list[str]:
         """What a migration that is over must not leave behind on a host."""
         found = []
-        tables = self.run(host, "nft list tables")
+        tables, images, journals, processes = self.run(host, _LOOK).split(_CUT)
         found += [line for line in tables.splitlines() if "streamferry" in line]
-        if listing := self.run(host, "ls -A /run/streamferry 2>/dev/null", check=False):
-            found.append(f"images: {listing}")
-        if listing := self.run(host, f"ls -A -I host-id {JOURNALS} 2>/dev/null", check=False):
-            found.append(f"journals: {listing}")
-        processes = self.run(host, "ps -eo pid=,stat=,args= ww").splitlines()
-        for line in processes:
+        if images.strip():
+            found.append(f"images: {images.strip()}")
+        if journals.strip():
+            found.append(f"journals: {journals.strip()}")
+        for line in processes.strip().splitlines():
             pid, state, arguments = line.split(None, 2)
             if int(pid) in allowed_stopped:
                 continue
@@ -300,22 +323,8 @@ class Lab:
 
     def clear(self) -> None:
         """End every workload, and forget every address and migration, of earlier tests."""
-        workloads = (
-            "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|"
-            "/tmp/[a]syncio_echo|/tmp/[w]orker[.]py"
-        )
         for host in self.hosts:
-            self.run(host, f"pkill -KILL -f '{workloads}' || true")
-            self.run(host, "pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent' || true")
-            self.run(host, f"rm -rf /run/streamferry {JOURNALS} {CORDON} /run/lab-* /srv/lab-*")
-            for table in self.run(host, "nft list tables").splitlines():
-                if "streamferry" in table or "chaos_cut" in table:
-                    self.run(host, f"nft delete {table}")
-            for address in self.addresses(host):
-                if address.startswith("10.77.0.1") and len(address) == 11 or address in (SERVICE6,):
-                    length = 64 if ":" in address else 24
-                    device = self.device(host)
-                    self.run(host, f"ip addr del {address}/{length} dev {device}", check=False)
+            self.run(host, _CLEAR)
         self.run("client", "pkill -KILL -f '[/]run/.*[.]py' || true")
         for path in Path(self._state).iterdir():  # else `recover` would know of earlier tests'
             shutil.rmtree(path)
