@@ -24,7 +24,6 @@ from agent.memory.paging import Heard, PagerFailed, Paging
 from agent.memory.store import PageStores
 from agent.netlock import apply, render
 from agent.netlock.render import Connection
-from agent.offspring import beside
 from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import may_follow
@@ -36,7 +35,6 @@ from agent.tcp.option_check import Sieve
 from agent.tcp.placing import Places
 from agent.tcp.restoring import abandon, new_socket, release, restore
 from agent.tcp.rtt import early
-from agent.tcp.segment import Inject
 from agent.tcp.stream import Stream, StreamError
 from agent.tcp.time_wait import TimeWait
 from agent.tcp.wake import Waking, endpoints, opens, wake
@@ -283,32 +281,22 @@ class DestinationHost(Host):
             settle(sock, stream, self._replayer.inject)
 
     def release(self) -> None:
-        """Leave repair mode, stream by stream: from now on the peers have heard of us.
+        """Leave repair mode, stream by stream: from now on the peers may hear of us.
 
-        Of many a child leaves it for one half, as another processor may be free.
+        Many leave it in silence, and the peers are probed when the process runs: it takes as long
+        for each as all the rest.
         """
-        handed = self._half()
-        done = beside(lambda: _release(handed, None)) if handed else lambda: True
-        apart = {id(stream) for _, stream in handed}
+        many = len(self._restored) >= MANY
         for sock, stream in self._restored:
             if not stream.has_peer:
                 options.restore_owner(sock, stream.options)
                 continue
-            waking = Waking(sock, stream, time.monotonic())
-            if id(stream) not in apart:
-                _release([(sock, stream)], self._replayer.inject)
+            quiet = many and stream.state == uapi.TCP_ESTABLISHED and not early(stream)
+            waking = Waking(sock, stream, time.monotonic(), probes=int(not quiet))
+            with contextlib.suppress(OSError):  # such a stream then reports no answer
+                release(sock, stream, self._replayer.inject, quiet=quiet)
             waking.begin()
             self._waking.append(waking)
-        if not done():
-            _release(handed, None)  # twice is a second probe
-
-    def _half(self) -> list[tuple[socket.socket, Stream]]:
-        """Of many streams half of those whose release is the same for all."""
-        plain = [
-            one for one in self._restored
-            if one[1].state == uapi.TCP_ESTABLISHED and not early(one[1])
-        ]  # fmt: skip
-        return plain[: len(plain) // 2] if len(plain) >= MANY else []
 
     def thaw(self, stopped: set[int]) -> None:
         """Let the process go on, but for members that were stopped before."""
@@ -429,9 +417,3 @@ class DestinationHost(Host):
 
     def wake_reports(self) -> list[dict[str, Any]]:
         return [waking.report() for waking in self._waking]
-
-
-def _release(streams: list[tuple[socket.socket, Stream]], inject: Inject | None) -> None:
-    for sock, stream in streams:
-        with contextlib.suppress(OSError):  # such a stream then reports no answer
-            release(sock, stream, inject)

@@ -1,12 +1,10 @@
-"""Processes beside the agent: programs from the same code (a directory or the archive), forks."""
+"""Processes beside the agent: programs from the same code (a directory or the archive)."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 _CODE = (
@@ -37,25 +35,3 @@ def start(
         pass_fds=(*pass_fds, *archive),
         start_new_session=True,
     )
-
-
-def beside(work: Callable[[], None]) -> Callable[[], bool]:
-    """Have a fork do some work; what is returned waits for it, and says whether all was done.
-
-    The fork has a copy of everything, and must not touch what others share (links, journals).
-    """
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-
-    def done() -> bool:
-        _, status = os.waitpid(child, 0)
-        return status == 0
-
-    return done

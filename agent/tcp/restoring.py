@@ -238,14 +238,19 @@ def _signed(number: int) -> int:
     return number - (1 << 32) if number & 0x80000000 else number
 
 
-def release(sock: socket.socket, stream: Stream, inject: Inject | None = None) -> None:
+def release(
+    sock: socket.socket, stream: Stream, inject: Inject | None = None, *, quiet: bool = False
+) -> None:
     """Leave repair mode: the kernel sends a window probe, and the peer is awake again.
+
+    `quiet`: without a probe, which `probe_again` sends then.
 
     Only after the unlock, with the local address in place. A connection that was restored into a
     closing state (see `agent.tcp.closing`) needs `inject` to get back there; one that was dumped
     and not restored is still in it. Raises `OSError`.
     """
-    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
+    off = uapi.TCP_REPAIR_OFF_NO_WP if quiet else uapi.TCP_REPAIR_OFF
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, off)
     if inject is not None:
         close_again(sock, stream, inject)
     options.restore_late(sock, stream.options)

@@ -25,6 +25,7 @@ _POLL_SLOW = 0.01
 # answers out-of-window segments at most every 0.5 s (tcp_invalid_ratelimit), so more is no use.
 _PROBES_AT = (0.05, 0.2, 0.6, 1.2)
 _GIVE_UP = 1.8
+_AT_ONCE = 64  # probes before others have their turn
 NO_ANSWER = -1.0
 _NOT_ASLEEP = {uapi.TCP_FIN_WAIT2, uapi.TCP_SYN_SENT}
 
@@ -37,7 +38,7 @@ class Waking:
     stream: Stream
     released: float = 0.0
     ignored: int = 0  # segments received that say nothing of the peer being awake
-    probes: int = 1
+    probes: int = 1  # 0: it was released in silence
     wake_ms: float = NO_ANSWER
 
     def begin(self) -> None:
@@ -105,6 +106,13 @@ async def wake(streams: list[Waking]) -> None:
             waking.sock.close()
     start = time.monotonic()
     asleep = [waking for waking in streams if not waking.awake]
+    for number, waking in enumerate(asleep):
+        if waking.probes == 0:
+            waking.look()  # what was replayed may have woken it
+            if not waking.awake:
+                waking.probe()
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
     probes = list(_PROBES_AT)
     while True:
         for waking in asleep:

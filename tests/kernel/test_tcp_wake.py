@@ -133,6 +133,30 @@ def test_a_peer_that_has_forgotten(pair: tuple[Host, Host], family: int) -> None
             held.server.recv(1)
 
 
+def test_a_release_in_silence(pair: tuple[Host, Host], family: int) -> None:
+    """Nothing is sent until it is probed; then, or with what the process sends, all goes on."""
+    server, client = pair
+    with connected(server, client, family) as held:
+        stream = dump(held.server)
+        abandon(held.server)
+        held.server = server.run(restore, stream)
+        before = _segments(held.client)
+        waking = Waking(held.server.dup(), stream, time.monotonic(), probes=0)
+        release(held.server, stream, quiet=True)
+        waking.begin()
+        assert not _looked(waking) and _segments(held.client) == before
+        asyncio.run(wake([waking]))
+        assert waking.awake and waking.probes == 1
+        assert _segments(held.client) == before + 1
+        held.server.settimeout(10)
+        echo_works(held)
+
+
+def _segments(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, uapi.TCP_INFO, uapi.TCP_INFO_SIZE)
+    return int.from_bytes(info[uapi.TCP_INFO_SEGS_IN_OFFSET :][:4], sys.byteorder)
+
+
 def test_nothing_to_wake() -> None:
     start = time.monotonic()
     asyncio.run(wake([]))

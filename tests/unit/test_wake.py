@@ -122,3 +122,15 @@ def test_probes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(wake([one]))
     assert (one.awake, one.probes) == (False, 4)
     one.sock.close.assert_not_called()
+
+
+def test_who_was_released_in_silence_is_probed_unless_awake() -> None:
+    awake, asleep = waking(LOCAL, REMOTE), waking(LOCAL, REMOTE)
+    for one, count in ((awake, 1), (asleep, 0)):
+        one.probes = 0
+        segments(one, count)
+        one.begin()
+    asleep.sock.setsockopt.side_effect = lambda *_: segments(asleep, 1)  # it answers
+    asyncio.run(wake([awake, asleep]))
+    assert awake.awake and awake.probes == 0
+    assert asleep.awake and asleep.probes == 1

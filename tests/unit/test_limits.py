@@ -1,29 +1,14 @@
-"""Work that a fork does, and limits that it inherits."""
+"""Limits of this process."""
 
 from __future__ import annotations
 
 import os
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from agent.kernel import limits
-from agent.offspring import beside
-
-
-def test_a_fork_does_the_work(tmp_path: Path) -> None:
-    done = beside(lambda: (tmp_path / "pid").write_text(str(os.getpid())) and None)
-    assert done()
-    assert int((tmp_path / "pid").read_text()) != os.getpid()
-
-
-def test_work_that_failed_is_told() -> None:
-    def work() -> None:
-        raise OSError("no")
-
-    assert not beside(work)()
 
 
 @pytest.fixture
