@@ -288,7 +288,7 @@ class Lab:
     def leftovers(self, host: str, *, allowed_stopped: tuple[int, ...] = ()) -> list[str]:
         """What a migration that is over must not leave behind on a host."""
         found = []
-        tables, images, journals, processes = self.run(host, _LOOK).split(_CUT)
+        tables, images, journals, processes = self.run(host, _LOOK).split(f"{_CUT}\n")
         found += [line for line in tables.splitlines() if "streamferry" in line]
         if images.strip():
             found.append(f"images: {images.strip()}")
