@@ -18,12 +18,14 @@ from orchestrator.cli.move import move
 from orchestrator.cli.playbook import playbook
 from orchestrator.cli.records import list_, show
 from orchestrator.cli.recover import recover
+from orchestrator.cli.schedule import schedule
 
 _DEFAULT = "move"
 _WITH_VALUE = (
     "-F", "--pid", "--max-blackout", "--address", "--images-dir", "--fault", "--sync",
     "--bandwidth", "--memory", "--max-rounds",
     "--to", "--playbook", "--hosts", "--resume", "--reason", "--select", "--max-parallel",
+    "--store", "--limit", "--test-clock", "--test-runner",
 )  # fmt: skip
 
 
@@ -61,7 +63,10 @@ class DefaultVerb(click.Group):
                 break
             if not word.startswith("-"):
                 if word in self.commands:
-                    return [word, *arguments[:index], *arguments[index + 1 :]]
+                    verb, rest = self.commands[word], arguments[index + 1 :]
+                    below = isinstance(verb, click.Group) and rest and rest[0] in verb.commands
+                    words = [word, rest.pop(0)] if below else [word]
+                    return [*words, *arguments[:index], *rest]
                 break
             index += 2 if word in _WITH_VALUE else 1
         return [_DEFAULT, *arguments]
@@ -91,10 +96,13 @@ def migrate() -> None:
     migrate drain NODE --to HOST     empty a host: all that has a service address moves
     migrate cordon HOST...           nothing migrates onto it, until `migrate uncordon HOST...`
     migrate playbook check FILE...   is a playbook right?
+    migrate schedule serve FILE...   run playbooks when their time comes
     migrate chaos points             where a fault can be injected
     """
 
 
 migrate.add_command(move)
-for verb in (check, recover, doctor, list_, show, drain, cordon, uncordon, playbook, chaos):
+for verb in (
+    check, recover, doctor, list_, show, drain, cordon, uncordon, playbook, schedule, chaos,
+):  # fmt: skip
     migrate.add_command(verb)

@@ -81,14 +81,22 @@ async def look(agents: Agents, asked: Asked, listener: Listener) -> list[Item]:
 
 
 async def begin(
-    agents: Agents, asked: Asked, items: list[Item], ssh_config: str | None, listener: Listener
+    agents: Agents,
+    asked: Asked,
+    items: list[Item],
+    ssh_config: str | None,
+    listener: Listener,
+    drain_id: str | None = None,
 ) -> Journal:
-    """Cordon the node, look once more, and write it down. Raises `AgentError`."""
+    """Cordon the node, look once more, and write it down. Raises `AgentError`.
+
+    `drain_id`: the one that the drain is to have; a new one unless given.
+    """
     drain = asked.drain
     if drain.cordon:
         items = await _cordoned(agents, asked, items, listener)
     begun = Begun(
-        id=new_id(),
+        id=drain_id or new_id(),
         begun=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         ssh_config=ssh_config,
         drain=drain,

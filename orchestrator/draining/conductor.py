@@ -16,7 +16,8 @@ from orchestrator.draining.drain import Drain, Listener, Make
 from orchestrator.draining.journal import Item, Journal
 from orchestrator.draining.mover import Mover
 from orchestrator.draining.survey import host_facts
-from orchestrator.errors import Interrupted, internal
+from orchestrator.draining.window import Window, WindowOver
+from orchestrator.errors import Interrupted, internal, told
 from orchestrator.playbook.model import WhenEmpty
 from orchestrator.playbook.quantities import spelt
 from orchestrator.records import Records
@@ -37,6 +38,9 @@ class NotBack(AgentError):
     hint_template = "Look at it; once it is back: `migrate uncordon {node}`."
 
 
+_GONE_ON_WITH = {NotBack.code, Interrupted.code, WindowOver.code}  # by `--resume`
+
+
 class Conductor:
     """Runs one drain after another. `interrupt` may be called at any time."""
 
@@ -47,10 +51,12 @@ class Conductor:
         records: Records | None = None,
         reach: Callable[[str | None], Agents] = SshAgents,
         make: Make = Mover,
+        window: Window | None = None,
     ) -> None:
         self._ssh_config, self._listener = ssh_config, listener
         self._records = records or Records()
         self._reach, self._make = reach, make
+        self._window = window or Window()
         self._drain: Drain | None = None
         self._task: asyncio.Task[Json] | None = None
         self.interrupted = False
@@ -67,9 +73,13 @@ class Conductor:
         elif self._task is not None:
             self._task.cancel()
 
-    async def drain(self, asked: Asked, dry_run: bool) -> Json:
-        """The result as `orchestrator.draining.outcome` describes it."""
-        return await self._guarded(asked.drain.node, self._begin(asked, dry_run), dry_run)
+    async def drain(self, asked: Asked, dry_run: bool, drain_id: str | None = None) -> Json:
+        """The result as `orchestrator.draining.outcome` describes it.
+
+        `drain_id`: the id that it is to have, for who has to know it before.
+        """
+        work = self._begin(asked, dry_run, drain_id)
+        return await self._guarded(asked.drain.node, work, dry_run)
 
     async def resume(self, drain: str) -> Json:
         """The same of one that was interrupted. Raises what `Journal.open` raises."""
@@ -95,7 +105,7 @@ class Conductor:
         self.errors.append(error)
         return outcome.result(node, [], dry_run=dry_run, error=error)
 
-    async def _begin(self, asked: Asked, dry_run: bool) -> Json:
+    async def _begin(self, asked: Asked, dry_run: bool, drain_id: str | None) -> Json:
         agents = self._reach(self._ssh_config)
         node = asked.drain.node
         try:
@@ -110,7 +120,7 @@ class Conductor:
                 result = outcome.result(node, [], cordoned=asked.drain.cordon)
                 return await self._when_empty(agents, asked, result)
             journal = await beginning.begin(
-                agents, asked, items, self._ssh_config_path(), self._listener
+                agents, asked, items, self._ssh_config_path(), self._listener, drain_id
             )
             try:
                 return await self._run(journal, agents, asked)
@@ -137,14 +147,14 @@ class Conductor:
 
     async def _run(self, journal: Journal, agents: Agents, asked: Asked) -> Json:
         self._listener.note(f"drain {journal.begun.id}")
-        self._drain = Drain(journal, agents, self._records, self._listener, self._make)
+        self._drain = Drain(
+            journal, agents, self._records, self._listener, self._make, self._window
+        )
         if self.interrupted:
             self._drain.interrupt()
         await self._drain.run()
         items: list[Item] = list(journal.items.values())
         error = self._drain.trouble
-        if error is None and all(one.state in states.OVER - {states.IN_DOUBT} for one in items):
-            journal.end()
         result = outcome.result(
             journal.begun.drain.node,
             items,
@@ -155,31 +165,57 @@ class Conductor:
         )
         if error is not None:
             self.errors.append(error)
-        return await self._when_empty(agents, asked, result)
+            return result
+        if journal.over or any(one.state not in states.OVER - {states.IN_DOUBT} for one in items):
+            return result
+        result = await self._when_empty(agents, asked, result, journal)
+        if (result["error"] or {}).get("code") not in _GONE_ON_WITH:
+            journal.end()
+        return result
 
     # --- once it is empty
 
-    async def _when_empty(self, agents: Agents, asked: Asked, result: Json) -> Json:
+    async def _when_empty(
+        self, agents: Agents, asked: Asked, result: Json, journal: Journal | None = None
+    ) -> Json:
         then = asked.drain.when_empty
         if then is None or result["outcome"] not in (outcome.DRAINED, outcome.NOTHING):
             return result
         try:
-            await self._restart(agents, asked.drain.node, then)
+            await self._restart(agents, asked.drain.node, then, journal)
         except AgentError as error:
             self.errors.append(error)
-            told = {"code": error.code, "message": error.message, "hint": error.hint}
-            return {**result, "outcome": outcome.INCOMPLETE, "error": told}
+            return {**result, "outcome": outcome.INCOMPLETE, "error": told(error)}
         return {**result, "cordoned": then.back_within is None}
 
-    async def _restart(self, agents: Agents, node: str, then: WhenEmpty) -> None:
-        before = (await host_facts(agents, node, DEFAULT_IMAGES_DIR))["identity"]
-        self._listener.note(f"{node} is empty: {' '.join(then.run)}")
-        await _command(node, then.run, restarts=then.back_within is not None)
-        if then.back_within is None:
-            return
+    async def _restart(
+        self, agents: Agents, node: str, then: WhenEmpty, journal: Journal | None
+    ) -> None:
+        """The command is never run twice: it may have restarted a node that is in use again."""
+        if journal is not None and journal.command is not None:
+            before = journal.command["identity"]
+            if then.back_within is None and not journal.command["run"]:
+                detail = "was about to be run when this was interrupted: see whether it was"
+                raise CommandFailed(node=node, command=" ".join(then.run), detail=detail)
+        else:
+            self._window.check()
+            if self.interrupted:
+                raise Interrupted(verb="drain")
+            before = (await host_facts(agents, node, DEFAULT_IMAGES_DIR))["identity"]
+            if journal is not None:
+                journal.note_command(before, False)
+            self._listener.note(f"{node} is empty: {' '.join(then.run)}")
+            await _command(node, then.run, restarts=then.back_within is not None)
+            if journal is not None:
+                journal.note_command(before, True)
+        if then.back_within is not None:
+            await self._back(agents, node, before, then.back_within)
+
+    async def _back(self, agents: Agents, node: str, before: str, within: float) -> None:
+        """Wait until the node has restarted, and open it again. Raises `AgentError`."""
         now = asyncio.get_running_loop().time
-        end = now() + then.back_within
-        while now() < end:
+        end = now() + within
+        while now() < end and not self.interrupted:
             try:
                 async with asyncio.timeout(max(end - now(), 0.1)):
                     facts = await host_facts(agents, node, DEFAULT_IMAGES_DIR)
@@ -190,7 +226,11 @@ class Conductor:
             except (AgentError, TimeoutError):
                 pass  # it is on its way down or up
             await asyncio.sleep(_LOOK)
-        raise NotBack(node=node, within=spelt(then.back_within))
+        raise (
+            Interrupted(verb="drain")
+            if self.interrupted
+            else NotBack(node=node, within=spelt(within))
+        )
 
 
 async def _command(node: str, words: list[str], *, restarts: bool) -> None:

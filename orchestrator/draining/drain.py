@@ -17,6 +17,7 @@ from orchestrator.draining.mover import Move, Mover, Moving
 from orchestrator.draining.scheduler import Scheduler, Task
 from orchestrator.draining.survey import options_of
 from orchestrator.draining.wellness import await_well
+from orchestrator.draining.window import Window
 from orchestrator.errors import internal, told
 from orchestrator.migration.driver import Request
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, Json
@@ -55,10 +56,12 @@ class Drain:
         records: Records,
         listener: Listener,
         make: Make = Mover,
+        window: Window | None = None,
     ) -> None:
         """`make`: what moves one workload; tests have another."""
         self._journal, self._agents, self._records = journal, agents, records
         self._listener, self._make = listener, make
+        self._window = window or Window()
         self.items = journal.items
         self._drain, self._defaults = journal.begun.drain, journal.begun.defaults
         self._workloads = {one.name: one for one in self._drain.workloads or []}
@@ -111,8 +114,9 @@ class Drain:
             if item.state == states.CHECKING  # a resumed drain begins with those
         }
         while True:
-            while not self.interrupted and (task := self._scheduler.begin()):
+            while not self.interrupted and (task := self._next()):
                 item = self.items[task.key]
+                self._window.begin(task.key)
                 under_way.add(asyncio.create_task(self._carry(item, self._move(item))))
             if not under_way:
                 break
@@ -121,6 +125,11 @@ class Drain:
             why = self._scheduler.why_not(task)
             error = NotBegun(detail=why, id=self._journal.begun.id)
             self.items[task.key].error = self.items[task.key].error or told(error)
+
+    def _next(self) -> Task | None:
+        if why := self._window.why_not():
+            self._scheduler.stop(why)
+        return self._scheduler.begin()
 
     async def _carry(self, item: Item, work: object) -> None:
         """Nothing that goes wrong with one is the end of another."""
@@ -133,6 +142,8 @@ class Drain:
             item.error = told(internal(error))
             self.trouble = self.trouble or internal(error)
             self._scheduler.stop()
+        finally:
+            self._window.ended(item.key)
 
     def _enter(self, item: Item, state: str) -> None:
         """Come into a state, and have it on disk. Raises `DrainUnwritten`."""

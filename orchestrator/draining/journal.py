@@ -108,6 +108,7 @@ class Journal:
     begun: Begun
     items: dict[str, Item] = field(default_factory=dict)
     over: bool = False
+    command: dict[str, Any] | None = None  # {"identity": of the node before, "run": whether it was}
     _fd: int = -1
 
     @classmethod
@@ -163,6 +164,14 @@ class Journal:
         except OSError as error:
             raise self._unwritten(error) from error
 
+    def note_command(self, identity: str, run: bool) -> None:
+        """`when_empty`'s command is about to be run, or was. Raises `DrainUnwritten`."""
+        self.command = {"identity": identity, "run": run}
+        try:
+            self._append({"command": self.command})
+        except OSError as error:
+            raise self._unwritten(error) from error
+
     def end(self) -> None:
         """Nothing of it is left to be done."""
         self.over = True
@@ -189,6 +198,11 @@ class Journal:
 def drains() -> Path:
     """The directory of the journals."""
     return user_state_path("streamferry") / "drains"
+
+
+def drain_begun(drain: str) -> bool:
+    """Whether a drain of this id has a journal."""
+    return bool(drain) and (drains() / f"{drain}.jsonl").exists()
 
 
 def unfinished(directory: Path | None = None) -> list[str]:
@@ -220,6 +234,7 @@ def _read(path: Path, fd: int) -> Journal:
                 if item.state not in states.MOVES:
                     raise ValueError(f"no state is named {item.state!r}")
                 journal.items[item.key] = item
+            journal.command = entry.get("command", journal.command)
             journal.over = "end" in entry
         if journal is None or journal.begun.id != path.stem:
             raise ValueError("it does not begin with what is to be done")

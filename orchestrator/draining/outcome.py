@@ -34,6 +34,7 @@ _STATUS = {
     REFUSED: EXIT_REFUSED,
     IN_DOUBT: EXIT_IN_DOUBT,
 }
+NOT_OVER = frozenset({INTERRUPTED})  # `--resume` goes on
 Json = dict[str, Any]
 
 

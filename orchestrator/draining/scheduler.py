@@ -42,7 +42,7 @@ class Scheduler:
         self._budgets = dict(budgets or {})
         self._incoming = dict(incoming or {})
         self.states = {key: (found or {}).get(key, WAITING) for key in self._tasks}
-        self.stopped = False
+        self._stopped = ""
 
     def begin(self) -> Task | None:
         """The next that may begin, which is moving from now on; None where none may now."""
@@ -56,9 +56,9 @@ class Scheduler:
         """A task has come into a state. Raises `IllegalState`, and changes nothing."""
         self.states[key] = states.step(self.states[key], state)
 
-    def stop(self) -> None:
+    def stop(self, why: str = "nothing more is begun") -> None:
         """Nothing begins any more."""
-        self.stopped = True
+        self._stopped = self._stopped or why
 
     @property
     def running(self) -> list[Task]:
@@ -76,8 +76,8 @@ class Scheduler:
 
     def why_not(self, task: Task) -> str:
         """Why a task that waits may not begin now, in words; "" where it may."""
-        if self.stopped:
-            return "nothing more is begun"
+        if self._stopped:
+            return self._stopped
         if late := self._not_over(task.after):
             return f"it comes after {', '.join(late)}"
         if len(self.running) >= self._max_parallel:

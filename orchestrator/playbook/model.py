@@ -33,6 +33,7 @@ from orchestrator.playbook.quantities import Duration, Size, spelt
 
 MOVE_BACK, STOP, GO_ON = "move-back", "stop", "go-on"
 SPREAD, PACK = "spread", "pack"
+RUN_ONCE, WAIT = "run-once", "wait"
 MAX_WORKLOADS = 1000
 
 
@@ -297,16 +298,23 @@ class Defaults(Part):
 
 
 class Schedule(Part):
-    """When it is run, by whoever runs it."""
+    """When `migrate schedule serve` runs it."""
 
     cron: Line = Field(description="Five fields: minute, hour, day, month, day of the week.")
     time_zone: Line = Field("UTC", description="A name of the tz database, as Europe/Berlin.")
-    jitter: Duration | None = Field(None, description="Begin up to so much later, at random.")
+    jitter: Duration | None = Field(
+        None, description="Begin up to so much later; for the same run always the same."
+    )
     window: Duration | None = Field(
         None, description="It ends within so much of its time: then nothing more is begun."
     )
+    grace: Duration | None = Field(
+        None, description="A run that begins no more than so much too late is not missed; 1m."
+    )
     missed: Literal["skip", "run-once"] = Field(
-        "skip", description="What becomes of runs whose time passed while nobody was there."
+        "skip",
+        description="What becomes of runs whose time passed while nobody was there; `run-once`: "
+        "the last of them is run.",
     )
     overlap: Literal["skip", "wait"] = Field(
         "skip", description="What becomes of a run whose predecessor is still at work."

@@ -210,6 +210,14 @@ def _schedule(schedule: Schedule, source: Source) -> Iterator[Problem]:
             f"{spelt(jitter)}",
             "Make it longer, or the jitter shorter.",
         )
+    grace = schedule.grace
+    if window is not None and grace is not None and jitter + grace >= window:
+        yield source.problem(
+            (*path, "grace"),
+            f"a run that begins {spelt(jitter + grace)} late (the jitter and the grace) has "
+            f"nothing left of the window of {spelt(window)}",
+            "Make it shorter, or the window longer.",
+        )
 
 
 def shortest_interval(cron: str, zone: datetime.tzinfo) -> float | None:
