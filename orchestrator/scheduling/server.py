@@ -115,7 +115,8 @@ class Server:
         moments = [one for row in self._shown.values() if (one := self._next(row, now))]
         seconds = min([self._clock.lasts(one) for one in moments] + [LOOK])
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wakes.wait(), max(seconds, 0.001))
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._wakes.wait()
         self._wakes.clear()
 
     def _next(self, row: Row, now: float) -> float | None:

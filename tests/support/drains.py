@@ -51,6 +51,7 @@ class World:
     memory: dict[str, int] = field(default_factory=dict)
     pid_files: dict[str, int] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
+    restarted: set[str] = field(default_factory=set)  # they have another identity now
     obstacles: dict[int, str] = field(default_factory=dict)  # pid -> a pipe's other end
     taken: dict[str, list[int]] = field(default_factory=dict)  # host -> PIDs that are taken there
     unwell: dict[str, set[str]] = field(default_factory=dict)  # host -> what is not well there
@@ -97,6 +98,8 @@ class _Client:
     async def probe_host(self, images_dir: str) -> Json:
         number = {"src": 11, "dst": 12, "spare": 14}[self.host]
         facts: Json = dict(host(self.host, f"10.77.0.{number}", f"fd77::{number}"))
+        if self.host in self.world.restarted:
+            facts["identity"] = f"another boot of {self.host}"
         facts["cordon"] = self.world.cordons.get(self.host)
         facts["memory_available"] = self.world.memory.get(self.host, 4 * GIB)
         if self.host == "src":

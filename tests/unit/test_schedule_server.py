@@ -1,0 +1,245 @@
+"""The server: what is claimed, what is gone on with, and playbooks that change meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from orchestrator.playbook.reading import PlaybookInvalid
+from orchestrator.scheduling.errors import NothingScheduled, SameName, ServedAlready
+from orchestrator.scheduling.store import Run, Store
+from tests.support.polling import until
+from tests.support.schedules import NOON, Desk
+
+MINUTELY = {"cron": "* * * * *"}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    tmp_path.chmod(0o700)
+    return Desk(tmp_path)
+
+
+async def test_runs_are_claimed_begun_and_their_ends_kept(desk: Desk) -> None:
+    desk.write(**MINUTELY, window="5m")
+    async with desk.serving():
+        (run,) = await desk.at(60, "running")
+        assert (run.due, run.begun, run.times, run.closes) == (NOON + 60, NOON + 60, 1, NOON + 360)
+        assert [one["node"] for one in run.drains] == ["src"] and run.drains[0]["id"]
+        await until(lambda: desk.held)
+        desk.held[0].end()
+        (run,) = await desk.at(90, "done")
+        assert run.ended == NOON + 60 or run.ended == NOON + 90
+        await desk.at(120, "done", "running")
+        desk.held[1].end("failed", "src: it did not work")
+        *_, run = await desk.at(125, "done", "failed")
+        assert run.why == "src: it did not work"
+    assert desk.seen == [
+        ("begun", "nightly"), ("done", "nightly"), ("begun", "nightly"), ("failed", "nightly"),
+    ]  # fmt: skip
+
+
+async def test_a_signal_interrupts_and_the_next_server_goes_on(desk: Desk) -> None:
+    desk.write(**MINUTELY)
+    async with desk.serving() as server:
+        (first,) = await desk.at(60, "running")
+    assert [one.due for one in server.interrupted] == [NOON + 60]
+    assert [one.state for one in desk.runs()] == ["interrupted"]
+    desk.clock.moment = NOON + 70
+    async with desk.serving():
+        (run,) = await desk.at(75, "running")
+        assert (run.times, run.drains, run.begun) == (2, first.drains, NOON + 60)
+        desk.held[-1].end()
+        await desk.at(80, "done")
+    assert len(desk.held) == 2
+
+
+async def test_killed_between_claim_and_begin_it_is_begun_later_and_once(desk: Desk) -> None:
+    desk.write(**MINUTELY)
+    async with desk.serving() as server:
+        server._begin = lambda runs: None  # type: ignore[method-assign]
+        (first,) = await desk.at(60, "running")
+        desk.kill()
+    assert desk.held == []
+    desk.clock.moment = NOON + 100
+    async with desk.serving():
+        (run,) = await desk.at(100, "running")
+        assert run.drains == first.drains
+        await until(lambda: desk.held)
+        desk.held[0].end()
+        await desk.at(101, "done")
+    assert len(desk.held) == 1
+
+
+async def test_killed_before_the_end_was_written_it_is_asked_again(desk: Desk) -> None:
+    desk.write(**MINUTELY)
+    async with desk.serving():
+        await desk.at(60, "running")
+        desk.kill()
+    assert [one.state for one in desk.runs()] == ["running"]
+    async with desk.serving():
+        (run,) = await desk.at(61, "running")
+        assert run.times == 2
+
+
+async def test_two_on_one_store_and_after_the_first(desk: Desk) -> None:
+    desk.write(**MINUTELY)
+    async with desk.serving():
+        with pytest.raises(ServedAlready) as told:
+            async with desk.serving():
+                pass
+        assert f"by process {__import__('os').getpid()}" in told.value.message
+    async with desk.serving():
+        pass
+
+
+async def test_overlap_and_pause(desk: Desk) -> None:
+    desk.write(**MINUTELY, overlap="wait")
+    async with desk.serving() as server:
+        await desk.at(60, "running")
+        await desk.at(120, "running", "waiting")
+        with contextlib.closing(Store(desk.path)) as store, store.transaction():
+            store.pause("nightly", NOON + 121)
+        *_, run = await desk.at(180, "running", "waiting", "skipped")
+        assert run.why == "it is paused"
+        desk.held[0].end()
+        await desk.at(190, "done", "waiting", "skipped")
+        with contextlib.closing(Store(desk.path)) as store, store.transaction():
+            store.add(Run("nightly", NOON + 195, "waiting", asked=True))
+        await desk.at(196, "done", "waiting", "skipped", "running")
+        with contextlib.closing(Store(desk.path)) as store, store.transaction():
+            store.pause("nightly", None)
+        desk.held[1].end()
+        await desk.at(197, "done", "running", "skipped", "done")
+        assert server._status() == "1 served, 1 at work"
+
+
+async def test_an_edited_playbook_counts_from_then_on(desk: Desk) -> None:
+    desk.write(cron="0 13 * * *")
+    async with desk.serving():
+        await desk.at(10)
+        desk.write(cron="*/5 * * * *")
+        await desk.at(299)
+        (run,) = await desk.at(300, "running")
+        assert run.due == NOON + 300
+
+
+async def test_of_what_is_new_nothing_is_made_up_for(desk: Desk) -> None:
+    desk.write(cron="*/5 * * * *", missed="run-once")
+    async with desk.serving():
+        await desk.at(10)
+    desk.write(cron="*/4 * * * *", missed="run-once")  # while nobody was there
+    desk.clock.moment = NOON + 3590
+    async with desk.serving():
+        await desk.at(3595)
+    desk.clock.moment = NOON + 7000
+    async with desk.serving():
+        await desk.at(7000, *["missed"] * 14, "running")
+
+
+async def test_a_playbook_that_becomes_wrong_is_not_run_in_its_former_shape(desk: Desk) -> None:
+    path = desk.write(**MINUTELY)
+    desk.write("other", **MINUTELY)
+    async with desk.serving():
+        good = path.read_text()
+        path.write_text(good.replace("drains", "drain"))
+        runs = await desk.at(60, "failed", "running")
+        assert "nightly.yaml" in runs[0].why and "its playbook is wrong: " in runs[0].why
+        assert any("nightly: its playbook is wrong" in one for one in desk.notes)
+        path.write_text(good)
+        await desk.at(120, "failed", "running", "running", "skipped")
+    assert [one.run.playbook for one in desk.held] == ["other", "nightly"]
+
+
+async def test_a_playbook_that_is_gone_is_not_run_and_counts_anew_when_it_is_back(
+    desk: Desk,
+) -> None:
+    path = desk.write(**MINUTELY)
+    desk.write("other", cron="0 0 1 1 *")
+    async with desk.serving():
+        path.unlink()
+        await desk.at(60)
+        await desk.at(150)
+        assert any("nightly: its playbook is no longer there" in one for one in desk.notes)
+        desk.write(**MINUTELY)
+        await desk.at(155)
+        (run,) = await desk.at(180, "running")
+        assert run.due == NOON + 180
+        desk.write()  # no schedule any more
+        desk.held[0].end()
+        await desk.at(240, "done")
+
+
+async def test_a_store_that_cannot_be_written_holds_up_and_doubles_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.write(**MINUTELY)
+    async with desk.serving():
+        await desk.at(60, "running")
+        await until(lambda: desk.held)
+        blocker = sqlite3.connect(desk.path, isolation_level=None)
+        server_db = desk.server._store._db  # type: ignore[union-attr]
+        server_db.execute("PRAGMA busy_timeout = 1")
+        blocker.execute("BEGIN IMMEDIATE")
+        desk.held[0].end()
+        desk.clock.moment = NOON + 120
+        desk.wake()
+        await until(lambda: any("cannot be used: database is locked" in n for n in desk.notes))
+        assert len(desk.held) == 1
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await desk.at(121, "done", "running")
+    assert len(desk.held) == 2
+
+
+async def test_what_fails_inside_is_an_end_of_that_run_alone(desk: Desk) -> None:
+    desk.write(**MINUTELY)
+    async with desk.serving():
+        await desk.at(60, "running")
+        await until(lambda: desk.held)
+        desk.held[0].ends.set_exception(RuntimeError("oh"))
+        (run,) = await desk.at(61, "failed")
+        assert "RuntimeError: oh" in run.why
+        await desk.at(120, "failed", "running")
+
+
+# --- what is refused at the start
+
+
+def test_what_cannot_be_served_at_all(desk: Desk, tmp_path: Path) -> None:
+    async def served(*named: Path) -> None:
+        async with desk.serving(*map(str, named)):
+            pass
+
+    def refused(*named: Path) -> Exception:
+        with pytest.raises(Exception) as told:
+            asyncio.run(served(*named))
+        assert not desk.path.exists()
+        return told.value
+
+    plain = desk.write("plain")
+    assert "no such file" in str(refused(tmp_path / "none.yaml"))
+    assert isinstance(refused(plain), NothingScheduled)
+    assert "no playbook in it has a schedule" in str(refused(desk.books))
+    never = desk.write("never", cron="0 0 30 2 *")
+    assert "never fires" in str(refused(never)) and isinstance(refused(never), PlaybookInvalid)
+    zone = desk.write("zone", cron="0 0 1 1 *", time_zone="Europe/Berlyn")
+    assert "no time zone is named `Europe/Berlyn`" in str(refused(zone))
+    grace = desk.write("grace", cron="0 0 1 1 *", window="1m", grace="2m")
+    assert "nothing left of the window of 1m" in str(refused(grace))
+    good, there = desk.write(**MINUTELY), tmp_path / "nightly.yaml"
+    there.write_text(good.read_text())
+    assert isinstance(refused(good, there), SameName)
+
+
+async def test_one_that_is_wrong_does_not_keep_the_others_from_being_served(desk: Desk) -> None:
+    desk.write("never", cron="0 0 30 2 *")
+    (desk.books / "hosts.yaml").write_text("inventory: 1\nhosts: {src: {}}\n")
+    desk.write(**MINUTELY)
+    async with desk.serving():
+        await desk.at(60, "running")
+        assert [one for one in desk.notes if "never fires" in one] and len(desk.notes) == 1
