@@ -102,8 +102,9 @@ class _Client:
             facts["identity"] = f"another boot of {self.host}"
         facts["cordon"] = self.world.cordons.get(self.host)
         facts["memory_available"] = self.world.memory.get(self.host, 4 * GIB)
-        if self.host == "src":
-            held = (one for row in self.world.hosts["src"].values() for one in row["addresses"])
+        if self.host in ("src", "spare"):
+            rows = self.world.hosts[self.host].values()
+            held = (one for row in rows for one in row["addresses"])
             own = facts["addresses"]
             facts["addresses"] = own + [
                 {**own[2], "address": one, "primary": False} for one in dict.fromkeys(held)
