@@ -15,6 +15,7 @@ from orchestrator.scheduling.times import Times
 
 MOST_WAITING = 100  # runs of one playbook
 MOST_TOLD = 1000  # runs that were missed, one by one
+LONGEST_AGO = 400 * 86400.0  # what is looked for when nobody was there
 
 WAITING = "waiting"
 RUNNING = "running"
@@ -94,7 +95,7 @@ class _Deciding:
     def _ripe(self) -> Iterator[float]:
         if self._times is None:
             return
-        for due in self._times.after(self._standing.seen):
+        for due in self._times.after(max(self._standing.seen, self._now - LONGEST_AGO)):
             if self._times.begin(due) > self._now:
                 return
             yield due

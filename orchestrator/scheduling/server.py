@@ -154,8 +154,12 @@ class Server:
             for name in sorted({*known, *books}):
                 row = stands(known.get(name), books.get(name), now)
                 assert row is not None
+                before = known.get(name)
+                if before is not None and before.seen > row.seen:
+                    self._store.forget_later(name, row.seen)
+                    self._listener.note(f"{name}: the clock was put back, and is gone by from now")
                 mine = [run for run in left if run.playbook == name]
-                for run in self._decide(row, known.get(name), books.get(name), mine, now):
+                for run in self._decide(row, before, books.get(name), mine, now):
                     if run.state == RUNNING:
                         begun.append((run, row.path))
                     elif run.state in OVER:

@@ -8,6 +8,8 @@ from orchestrator.playbook.model import Schedule
 from orchestrator.scheduling.books import Book
 from orchestrator.scheduling.store import GONE, SERVED, WRONG, Row
 
+PUT_BACK = 3600.0  # seconds; by less, what was decided already is waited for
+
 
 def stands(row: Row | None, book: Book | None, now: float) -> Row | None:
     """The row that follows; None where there is none. What is new or was changed counts from now
@@ -24,7 +26,7 @@ def stands(row: Row | None, book: Book | None, now: float) -> Row | None:
     if row is None or row.state == GONE or _times(row.schedule) != _times(book.schedule):
         seen = now
     else:
-        seen = row.seen
+        seen = row.seen if row.seen < now + PUT_BACK else now  # the clock had been wrong
     paused = row.paused if row is not None else None
     return Row(book.name, book.path, book.schedule, seen, paused, SERVED, "")
 

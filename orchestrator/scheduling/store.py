@@ -170,6 +170,12 @@ class Store:
             _values(run),
         )
 
+    def forget_later(self, name: str, moment: float) -> None:
+        """What was decided of later times, and never begun, by a clock that was wrong."""
+        self._db.execute(
+            "DELETE FROM runs WHERE playbook = ? AND due > ? AND times = 0", (name, _ms(moment))
+        )
+
     def prune(self, name: str) -> None:
         """Only what is over, and was so long ago."""
         over = ", ".join("?" * len(OVER))
@@ -185,18 +191,26 @@ class Store:
         """See that it is ours, and whole; make what is in a new one. Raises `sqlite3.Error`."""
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
-        if not self._one("SELECT count(*) FROM sqlite_master")[0]:
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION}; "
-                f"PRAGMA user_version = {_VERSION}; {_TABLES} "
-                f"INSERT INTO own VALUES ('{secrets.token_hex(8)}'); COMMIT;"
-            )
+        if self._empty():
+            with self.transaction():
+                if self._empty():  # nobody else was quicker
+                    self._fill()
         if self._one("PRAGMA application_id")[0] != _APPLICATION:
             raise sqlite3.DatabaseError("it is another program's")
         if (version := self._one("PRAGMA user_version")[0]) != _VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, and this one has {_VERSION}")
         if (said := self._one("PRAGMA quick_check(1)")[0]) != "ok":
             raise sqlite3.DatabaseError(said)
+
+    def _empty(self) -> bool:
+        return not self._one("SELECT count(*) FROM sqlite_master")[0]
+
+    def _fill(self) -> None:
+        self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
+        self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        for statement in filter(str.strip, _TABLES.split(";")):
+            self._db.execute(statement)
+        self._db.execute("INSERT INTO own VALUES (?)", (secrets.token_hex(8),))
 
     def _one(self, question: str) -> Any:
         return self._db.execute(question).fetchone()

@@ -11,7 +11,7 @@ from agent.errors import AgentError
 from orchestrator.draining.beginning import Asked, ask
 from orchestrator.draining.conductor import Conductor
 from orchestrator.draining.drain import Listener
-from orchestrator.draining.journal import UnknownDrain, drain_begun
+from orchestrator.draining.journal import UnknownDrain, drain_begun, unfinished
 from orchestrator.draining.outcome import DRAINED, NOT_OVER, NOTHING
 from orchestrator.draining.window import Window
 from orchestrator.playbook.loading import Loaded, load
@@ -90,7 +90,7 @@ class Drains:
                 resumed = drain["id"] if drain_begun(drain["id"]) else ""
                 drain["id"], drain["outcome"] = result["id"] or resumed, result["outcome"]
                 if not good:
-                    whys.append(_why(result))
+                    whys.append(_why(result) + _rest(drain["id"]))
                     stop = await self._stops(place)
             self._keep(self._run)
             if stop:
@@ -142,6 +142,11 @@ def _failed(run: Run) -> str:
     """Which of its drains had failed, in words; "" where none had."""
     bad = [one["node"] for one in run.drains if one["outcome"] not in ("", DRAINED, NOTHING)]
     return f"{', '.join(bad)} failed before this was interrupted" if bad else ""
+
+
+def _rest(drain: str) -> str:
+    """How what is left of a drain can be gone on with; "" where nothing is."""
+    return f" (`migrate drain --resume {drain}` goes on)" if drain in unfinished() else ""
 
 
 def _why(result: Json) -> str:

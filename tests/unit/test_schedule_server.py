@@ -141,6 +141,23 @@ async def test_of_what_is_new_nothing_is_made_up_for(desk: Desk) -> None:
         await desk.at(7000, *["missed"] * 14, "running")
 
 
+async def test_a_clock_that_was_wrong_for_a_while_does_not_end_a_schedule(desk: Desk) -> None:
+    desk.write(cron="*/10 * * * *")
+    year = 365 * 86400.0
+    async with desk.serving():
+        desk.clock.moment = NOON + year
+        desk.wake()
+        await until(lambda: desk.held)
+        desk.held[0].end()
+        await until(lambda: any(one.state == "done" for one in desk.runs()))
+        assert len(desk.runs()) == 1000
+        (run,) = await desk.at(700, "done")  # what was never begun is forgotten
+        assert run.due == NOON + year and any("was put back" in one for one in desk.notes)
+        (*_,) = await desk.at(1200, "running", "done")
+        desk.clock.moment = NOON + 900  # by a little: nothing is decided twice
+        await desk.at(900, "running", "done")
+
+
 async def test_a_playbook_that_becomes_wrong_is_not_run_in_its_former_shape(desk: Desk) -> None:
     path = desk.write(**MINUTELY)
     desk.write("other", **MINUTELY)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ def test_what_is_kept_comes_back(path: Path) -> None:
         with store.transaction():
             store.change(run)
         assert store.left() == [] and store.runs("nightly")[0].state == "done"
+
+
+def test_two_may_make_it_at_once(path: Path) -> None:
+    def make(salts: list[str]) -> None:
+        with contextlib.closing(Store(path, make=True)) as store:
+            salts.append(store.salt)
+
+    for _ in range(5):
+        salts: list[str] = []
+        both = [threading.Thread(target=make, args=(salts,)) for _ in range(4)]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join()
+        assert len(salts) == 4 and len(set(salts)) == 1
+        path.unlink()
 
 
 def test_a_transaction_is_all_or_nothing(path: Path) -> None:

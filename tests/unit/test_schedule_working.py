@@ -171,6 +171,7 @@ async def test_after_its_window_nothing_is_begun_and_what_was_is_settled(place: 
     ended = await going
     assert ended.state == "failed" and place.site.where(4101, 4102) == ["dst", "src"]
     assert "its window ended at" in ended.why
+    assert f"(`migrate drain --resume {run.drains[0]['id']}` goes on)" in ended.why
     assert outcomes(run) == ["incomplete", "failed", ""]
 
 
