@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import report
 from orchestrator.draining.journal import Item
 from orchestrator.scheduling.deciding import RUNNING
-from orchestrator.scheduling.store import GONE, SERVED, Row, Run
+from orchestrator.scheduling.store import SERVED, Row, Run
 from orchestrator.scheduling.times import Times
 
 Json = dict[str, Any]
@@ -110,32 +110,44 @@ def _in_zone(row: Row | None, moment: float | None) -> str | None:
     return Times(row.schedule, row.name).shown(moment)
 
 
-def listed(rows: list[Json]) -> Any:
-    """A table for rich."""
-    made = _table("schedule", "when", "next", "last", "")
+def listed(rows: list[Json]) -> list[str]:
+    """A line for each schedule."""
+    cells = [["schedule", "next", "last", "outcome", "when"]]
     for one in rows:
+        last = one["last"] or {"due": "-", "outcome": "-"}
         when = f"{one['cron']} {one['time_zone']}" if one["cron"] else "-"
-        last = one["last"]
-        said = f"{last['outcome']} ({last['due']})" if last else "-"
-        state = f"paused since {one['paused']}" if one["paused"] else ""
+        state = f"; paused since {one['paused']}" if one["paused"] else ""
         if one["state"] != SERVED:
-            state = "gone" if one["state"] == GONE else one["why"]
-        _add(made, one["name"], when, one["next"] or "-", said, state)
-    return made
+            state += f"; {one['state']}: {one['why']}"
+        cells.append([
+            one["name"], one["next"] or "-", last["due"], last["outcome"], when + state,
+        ])  # fmt: skip
+    return _aligned(cells)
 
 
-def history(rows: list[Json]) -> Any:
-    made = _table("schedule", "due", "begun", "ended", "outcome", "drain")
+def history(rows: list[Json]) -> list[str]:
+    """A line for each run."""
+    cells = [["schedule", "due", "begun", "ended", "drain", "outcome"]]
     for one in rows:
         said = f"{one['outcome']}: {one['why']}" if one["why"] else one["outcome"]
-        asked = " (asked for)" if one["asked"] else ""
-        drains = ", ".join(drain["id"] for drain in one["drains"] if drain["id"])
-        times = f" ({one['times']} times)" if one["times"] > 1 else ""
-        _add(
-            made, one["playbook"], one["due"] + asked, (one["begun"] or "-") + times,
-            one["ended"] or "-", said, drains or "-",
-        )  # fmt: skip
-    return made
+        said += " (asked for)" if one["asked"] else ""
+        said += f" (gone on with {one['times'] - 1} x)" if one["times"] > 1 else ""
+        drains = ",".join(drain["id"] for drain in one["drains"] if drain["id"])
+        cells.append([
+            one["playbook"], one["due"], one["begun"] or "-", one["ended"] or "-", drains or "-",
+            said,
+        ])  # fmt: skip
+    return _aligned(cells)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Columns; the last is as long as it is."""
+    plain = [[report.plain(cell) for cell in row] for row in rows]
+    widths = [max(len(row[place]) for row in plain) for place in range(len(plain[0]) - 1)]
+    return [
+        "  ".join([*(f"{cell:{size}}" for cell, size in zip(row, widths, strict=False)), row[-1]])
+        for row in plain
+    ]
 
 
 def unserved(rows: list[Json], served: bool) -> list[Json]:
@@ -145,18 +157,3 @@ def unserved(rows: list[Json], served: bool) -> list[Json]:
             if one["outcome"] == RUNNING:
                 one["outcome"] = "interrupted"
     return rows
-
-
-def _table(*names: str) -> Any:
-    from rich.table import Table
-
-    made = Table(box=None)
-    for name in names:
-        made.add_column(name)
-    return made
-
-
-def _add(table: Any, *cells: str) -> None:
-    from rich.text import Text
-
-    table.add_row(*(Text(report.plain(one)) for one in cells))

@@ -14,6 +14,7 @@ from orchestrator.draining.drain import Listener
 from orchestrator.draining.journal import UnknownDrain, drain_begun, unfinished
 from orchestrator.draining.outcome import DRAINED, NOT_OVER, NOTHING
 from orchestrator.draining.window import Window
+from orchestrator.errors import Interrupted
 from orchestrator.playbook.loading import Loaded, load
 from orchestrator.playbook.model import STOP
 from orchestrator.scheduling.books import digest_of
@@ -78,6 +79,8 @@ class Drains:
             try:
                 result = await self._drain(place, drain)
             except AgentError as error:
+                if self._conductor.interrupted:  # then it is asked again
+                    return Ended(INTERRUPTED, "", self._results)
                 whys.append(f"{drain['node']}: {error.message}")
                 drain["outcome"], stop = FAILED, True
                 if not drain_begun(drain["id"]):
@@ -108,6 +111,8 @@ class Drains:
         except UnknownDrain:  # then nothing of it was ever begun
             asked = await self._asked(place)
         self._window.check()
+        if self._conductor.interrupted:
+            raise Interrupted(verb="schedule serve")
         return await self._conductor.drain(asked, False, drain["id"])
 
     async def _asked(self, place: int) -> Asked:

@@ -190,3 +190,20 @@ async def test_one_that_somebody_is_at_work_on_is_left_to_them(place: Place) -> 
     held.close()
     assert ended.state == "failed" and "another `migrate drain` is at work on it" in ended.why
     assert run.drains[0]["id"]
+
+
+async def test_interrupted_while_its_hosts_are_looked_up_it_is_not_begun(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.site.world.start(4101)
+    run = place.claim()
+    work = place.work(run)
+    whole = loading.load
+
+    def slow(*arguments: Any) -> Any:
+        work.interrupt()
+        return whole(*arguments)
+
+    monkeypatch.setattr("orchestrator.scheduling.working.load", slow)
+    assert (await work.go()).state == "interrupted"
+    assert place.site.world.timeline == [] and outcomes(run) == ["", "", ""]

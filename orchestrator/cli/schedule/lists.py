@@ -43,7 +43,8 @@ def list_(store: str | None, as_json: bool) -> int:
     if as_json:
         print_json({"server": server, "schedules": rows, "error": None})
     else:
-        _show(listed(rows), "Nothing was ever served here.", rows)
+        for line in listed(rows) if rows else ["Nothing was ever served here."]:
+            say(line)
         if rows and server is None:
             say("Nobody serves them now.")
     return 0
@@ -91,7 +92,9 @@ def next_(names: tuple[str, ...], limit: int, store: str | None, as_json: bool) 
 
 @click.command(name="history")
 @click.argument("name", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N"
+)
 @STORE
 @JSON
 def history(name: str | None, limit: int, store: str | None, as_json: bool) -> int:
@@ -123,7 +126,8 @@ def history(name: str | None, limit: int, store: str | None, as_json: bool) -> i
     if as_json:
         print_json({"runs": rows, "error": None})
     else:
-        _show(table(rows), "Nothing was ever due here.", rows)
+        for line in table(rows) if rows else ["Nothing was ever due here."]:
+            say(line)
     return 0
 
 
@@ -151,12 +155,3 @@ def _times(names: tuple[str, ...], path: Path, now: float) -> list[tuple[Any, fl
             if row.state == SERVED:
                 found.append((Times(row.schedule, name, salt), max(row.seen, now)))
     return found
-
-
-def _show(table: Any, empty: str, rows: list[Any]) -> None:
-    if not rows:
-        say(empty)
-        return
-    from rich.console import Console
-
-    Console().print(table)
