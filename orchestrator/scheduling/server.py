@@ -93,8 +93,9 @@ class Server:
             await self._pause()
             if not self.stopping:
                 self._step()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks:
+            await asyncio.wait(self._tasks, timeout=LOOK)
+            self._notifier.alive(f"{len(self._work)} being undone or ended")
         with contextlib.suppress(AgentError):
             self._write_late()
 
