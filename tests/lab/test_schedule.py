@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tests.support.lab import Lab, until
 from tests.support.workloads import start_redis
 
 ADDRESSES = {"cache-a": "10.77.0.100", "cache-b": "10.77.0.101", "cache-c": "10.77.0.102"}
-NIGHT = datetime.datetime.fromisoformat("2026-06-01T02:59:59+00:00").timestamp()
+DUE = datetime.datetime.fromisoformat("2026-06-01T03:00:00+00:00").timestamp()
 
 
 def written(directory: Path) -> str:
@@ -34,31 +36,43 @@ def test_a_drain_at_its_time_killed_and_served_again(three: Lab, tmp_path: Path)
     pids = [start_redis(lab, address) for address in ADDRESSES.values()]
     loads = [("redis_counter.py", address, 6379, 2, 1, 0.002) for address in ADDRESSES.values()]
     earlier = set(lab.drains())
-    book, clock = written(tmp_path), f"1,{time.time()},{NIGHT}"
+    book = written(tmp_path)
 
-    def serve() -> Any:
-        return lab.start_command("schedule", "serve", book, "--test-clock", clock)
+    @contextlib.contextmanager
+    def serving(clock: float) -> Iterator[Any]:
+        own = f"1,{time.time()},{clock}"
+        server = lab.start_command("schedule", "serve", book, "--test-clock", own)
+        try:
+            yield server
+        finally:
+            server.kill()
+            server.communicate()
+
+    def ended(server: Any) -> None:
+        server.send_signal(signal.SIGTERM)
+        output, errors = server.communicate(timeout=20)
+        assert server.returncode == 0, errors
+        assert json.loads(output)["interrupted"] == []
 
     def history() -> list[dict[str, Any]]:
-        status, answer = lab.command("schedule", "history")
+        status, answer = lab.ask("schedule", "history")
         assert status == 0, answer
         return list(answer["runs"])
 
     with lab.client(*loads[0]) as first, lab.client(*loads[1]) as second:
         assert first.line() == second.line() == "ready"
-        server = serve()
-        until(lambda: set(lab.drains()) - earlier, 20, "the drain is begun")
-        until(lambda: moved_and_moving(lab), 20, "one moved and one moving")
-        server.send_signal(signal.SIGKILL)
-        server.communicate()
+        with serving(DUE - 3600) as server:  # it is known before it is due
+            until(lambda: lab.ask("schedule", "list")[1]["schedules"], 20, "it is served")
+            ended(server)
+        with serving(DUE - 1) as server:
+            until(lambda: set(lab.drains()) - earlier, 20, "the drain is begun")
+            until(lambda: moved_and_moving(lab), 20, "one moved and one moving")
+            server.kill()
         (run,) = history()
         assert (run["outcome"], run["times"]) == ("interrupted", 1)
-        server = serve()
-        until(lambda: history()[0]["outcome"] == "done", 25, "the run is done")
-        server.send_signal(signal.SIGTERM)
-        output, errors = server.communicate(timeout=20)
-        assert server.returncode == 0, errors
-        assert json.loads(output)["interrupted"] == []
+        with serving(DUE + 60) as server:
+            until(lambda: history()[0]["outcome"] == "done", 25, "the run is done")
+            ended(server)
         for client in (first, second):
             seen = client.finish()
             assert seen["errors"] == [] and seen["total"] > 0, seen

@@ -259,9 +259,11 @@ class Lab:
 
     def start_command(self, *arguments: str) -> subprocess.Popen[str]:
         """The command `migrate`, with --json."""
-        command = [sys.executable, "-m", "orchestrator", "-F", str(SSH_CONFIG), "--json"]
+        return self._start("-F", str(SSH_CONFIG), "--json", *arguments)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*command, *arguments],
+            [sys.executable, "-m", "orchestrator", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -271,7 +273,13 @@ class Lab:
 
     def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         """Run the command `migrate` with --json; its exit status and what it printed."""
-        process = self.start_command(*arguments)
+        return self._answer(self.start_command(*arguments))
+
+    def ask(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """The same of a verb that reaches no host."""
+        return self._answer(self._start("--json", *arguments))
+
+    def _answer(self, process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
         output, errors = process.communicate(timeout=200)
         assert output.count("\n") == 1, f"not one line of JSON: {output!r} {errors!r}"
         return process.returncode, json.loads(output)
