@@ -381,7 +381,9 @@ class SourceMigration:
             if talk is not None and not talk.over and error is not None:
                 with contextlib.suppress(PeerLost):
                     self._link.send({"kind": "undo", "error": error.to_wire()})
+            begin = time.monotonic()
             await self._host.roll_back([one for one in actions if one != "say_undo"])
+            self._phases.add("roll_back", time.monotonic() - begin)  # no step: it takes no blame
             machine.back("undone")
 
     async def _close(self) -> None:

@@ -13,18 +13,20 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, TypedDict, cast, get_type_hints
 
 from platformdirs import user_state_path
 
-from agent import host_id, private
+from agent import host_id
 from agent.errors import EXIT_REFUSED, AgentError, ProtocolError, shown
 from agent.plan import ID_PATTERN, MAX_PID
 from agent.probe.facts import validate
+from orchestrator import atomic
 from orchestrator.inventory import parse_target
+from orchestrator.migration import account as accounts
+from orchestrator.migration.account import Account
 from orchestrator.migration.result import IN_DOUBT, Json, checked
 from orchestrator.recovery import Named
 
@@ -52,6 +54,7 @@ class Record(Begun):
     """One file."""
 
     result: Json | None  # of `orchestrator.migration.result`; None: it never came to its end here
+    account: Account | None  # None: whoever saw it did not live to write it
 
 
 class RecordDamaged(AgentError):
@@ -94,10 +97,10 @@ class Records:
         self._write(Record(
             id=named.id, source=named.source, destination=named.destination, pid=named.pid,
             source_id=named.source_id, destination_id=named.destination_id,
-            ssh_config=config, begun=begun, result=None,
+            ssh_config=config, begun=begun, result=None, account=None,
         ))  # fmt: skip
 
-    def end(self, migration: str, result: Json) -> None:
+    def end(self, migration: str, result: Json, account: Account | None = None) -> None:
         """On disk when this returns; nothing where it was never begun.
 
         Raises `OSError` and `RecordDamaged`.
@@ -105,6 +108,7 @@ class Records:
         record = self.get(migration)
         if record is not None:
             record["result"] = result
+            record["account"] = account or record["account"]
             self._write(record)
             self._prune()
 
@@ -126,6 +130,14 @@ class Records:
         except AgentError as error:
             detail = str(error.fields["detail"])
         raise RecordDamaged(path=str(path), detail=detail)
+
+    def last(self) -> Record | None:
+        """The one that was begun last; None where there is none. Raises what `get` does."""
+        try:
+            names = self._names()
+        except OSError as error:
+            raise RecordDamaged(path=str(self._path), detail=error.strerror or str(error)) from None
+        return self.get(names[-1]) if names else None
 
     def look(self) -> tuple[list[Record], list[RecordDamaged]]:
         """All that can be read, oldest first, and what is wrong with the others."""
@@ -166,26 +178,8 @@ class Records:
         data = json.dumps(record)
         if len(data) > LARGEST:  # nobody would read it
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        self._make()
-        fd, fresh = tempfile.mkstemp(prefix=f"{record['id']}.", dir=self._path)  # 0600
-        try:
-            with open(fd, "w") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-            os.replace(fresh, self._file(record["id"]))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            raise
-        private.sync(self._path)
-
-    def _make(self) -> None:
-        """The directory, with those above it, on disk."""
-        missing = [one for one in (self._path, *self._path.parents) if not one.exists()]
-        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for one in missing:
-            private.sync(one.parent)
+        atomic.make(self._path)
+        atomic.replace(self._file(record["id"]), data.encode())
 
     def _sweep(self) -> None:
         """Take away what those have left who were killed while they wrote."""
@@ -241,9 +235,11 @@ def _record(data: bytes, migration: str) -> Record:
     result = value.get("result", "")
     known = get_type_hints(Begun)
     begun = {name: one for name, one in value.items() if name in known}
+    account = value.get("account")
     record: Any = {
         **validate(begun, Begun, "the record"),
         "result": None if result is None else checked(result, "its result"),
+        "account": None if account is None else accounts.checked(account, "its account"),
     }
     for named in (record["id"], migration if result is None else record["result"]["id"]):
         if named != migration:

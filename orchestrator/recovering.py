@@ -21,7 +21,7 @@ from orchestrator.agent_client import AgentClient
 from orchestrator.errors import HostError
 from orchestrator.filling import Patience, fill
 from orchestrator.inventory import config_files, parse_target
-from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, OVER, ROLLED_BACK, Json
 from orchestrator.records import Record, RecordDamaged, Records, is_open
 from orchestrator.recovery import LOST, Named, Recovered, recover
 from orchestrator.transport import open_agent
@@ -187,6 +187,7 @@ class Recoverer:
         self.damaged: list[AgentError] = []
         self.unwritten: list[str] = []  # what could not be written down, in words
         self._given_up = asyncio.Event()
+        self.first_ends: list[Json] = []  # results of those that had none before
 
     async def recover(self, what: str | None) -> list[Report]:
         """End what is meant. Raises `AgentError` where nothing is known, or a host not reached."""
@@ -302,7 +303,9 @@ class Recoverer:
             outcome = report.ended.outcome
             if result.get("outcome") in (MIGRATED, ROLLED_BACK):
                 outcome = result["outcome"]
-            self._records.end(report.named.id, {**result, "outcome": outcome, "recovered": True})
+            result = {**result, "outcome": outcome, "recovered": True}
+            self._records.end(report.named.id, result)
+            self.first_ends += [result] if record["result"] is None else []
         except (OSError, RecordDamaged) as error:
             self.unwritten.append(f"{report.named.id} stays in `migrate list` as it was: {error}")
             return False

@@ -6,18 +6,21 @@ Steps and summary go to stdout, errors to stderr. Colour and the progress bar on
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import statistics
 import sys
 from typing import Any, TextIO
 
 from agent.plan import Plan
+from orchestrator import log
 from orchestrator.agent_client import Facts
 from orchestrator.memory import Choice
 from orchestrator.migration.driver import Request
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
 from orchestrator.refusals import Refusal
 
+_LOG = logging.getLogger(__name__)
 _NAMES = {
     "sync": "bring files",
     "sync_last": "files, again",
@@ -28,6 +31,7 @@ _NAMES = {
     "restore_streams": "restore streams",
     "restore_process": "restore process",
     "take_over": "take over",
+    "roll_back": "roll back",
 }
 _SHOWN_STREAMS = 10
 _BAR_FROM = 32 << 20  # bytes of memory for which a progress bar is worth it
@@ -45,7 +49,8 @@ class Silent:
     def progress(self, done: int, total: int) -> None: ...
 
     def note(self, text: str) -> None:
-        say(f"migrate: {plain(text)}", sys.stderr)
+        if not log.takes_stderr():  # there it is already
+            say(f"migrate: {plain(text)}", sys.stderr)
 
 
 class Human(Silent):
@@ -172,6 +177,9 @@ def refusals(found: list[Refusal]) -> None:
 
 def problem(message: str, hint: str) -> None:
     """An error and what to do about it."""
+    if log.takes_stderr():
+        _LOG.error("%s", message, extra={"hint": hint or None})
+        return
     say(f"{_coloured('error:', '31')} {plain(message)}", sys.stderr)
     if hint:
         say(f"{_coloured('hint:', '36')}  {plain(hint)}", sys.stderr)
@@ -187,6 +195,9 @@ def plain(text: str) -> str:
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line; a reader or a terminal that has gone does not stop the migration."""
     stream = stream or sys.stdout
+    if stream is sys.stderr and log.takes_stderr():
+        _LOG.warning("%s", text)
+        return
     try:
         try:
             print(text, file=stream, flush=True)

@@ -26,6 +26,7 @@ _WITH_VALUE = (
     "--bandwidth", "--memory", "--max-rounds",
     "--to", "--playbook", "--hosts", "--resume", "--reason", "--select", "--max-parallel",
     "--store", "--limit", "--test-clock", "--test-runner",
+    "--trace", "--html", "--log-file", "--log-level", "--metrics-file",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.observing import observed
 from orchestrator.cli.options import OnSignals, failed, print_json, run_to_end
 from orchestrator.cli.playbook import problems, say_problems
 
@@ -30,7 +31,8 @@ from orchestrator.cli.playbook import problems, say_problems
 @click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
-def drain(as_json: bool, quiet: bool, **given: Any) -> int:
+@observed
+def drain(as_json: bool, quiet: bool, metrics: Any, **given: Any) -> int:
     """Empty NODE: cordon it, and move its workloads to other hosts with their TCP connections.
 
     Without a playbook or --select, all that has a service address is moved. NODE stays cordoned
@@ -65,7 +67,7 @@ def drain(as_json: bool, quiet: bool, **given: Any) -> int:
     silent = as_json or quiet
     view = Silent() if silent else Table() if sys.stdout.isatty() else Lines()
     try:
-        results, errors = run_to_end(lambda signals: _run(given, asked, view, signals))
+        results, errors = run_to_end(lambda signals: _run(given, asked, view, metrics, signals))
     except AgentError as error:
         return failed(error, as_json, drains=[], problems=[])
     if as_json:
@@ -90,22 +92,24 @@ def _say_errors(results: list[dict[str, Any]]) -> None:
 
 
 async def _run(
-    given: dict[str, Any], asked: list[Any], view: Any, on_signals: OnSignals
+    given: dict[str, Any], asked: list[Any], view: Any, metrics: Any, on_signals: OnSignals
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     from orchestrator.draining.conductor import Conductor
     from orchestrator.draining.outcome import DRAINED, NOTHING, READY
     from orchestrator.playbook.model import STOP
 
-    conductor = Conductor(given["ssh_config"], view)
+    conductor = Conductor(given["ssh_config"], view, ended=metrics.migration)
     on_signals(conductor.interrupt)
     results = []
     try:
         if given["resume"] is not None:
             view.begin(given["resume"])
             results.append(await conductor.resume(given["resume"]))
+            metrics.drain(results[-1])
         for one in asked:
             view.begin(one.drain.node)
             results.append(await conductor.drain(one, given["dry_run"]))
+            metrics.drain(results[-1])
             view.end()
             good = results[-1]["outcome"] in (DRAINED, NOTHING, READY)
             if conductor.interrupted or (not good and one.drain.on_failure == STOP):

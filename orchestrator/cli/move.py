@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.observing import observed
 from orchestrator.cli.options import print_json, run_driver, shared
 
 
@@ -18,8 +19,11 @@ from orchestrator.cli.options import print_json, run_driver, shared
     help="Write the timeline of both hosts to FILE, in Chrome's trace format.",
 )
 @shared
+@observed
 @click.pass_context
-def move(context: click.Context, /, dry_run: bool, trace: str | None, **given: Any) -> int:
+def move(
+    context: click.Context, /, dry_run: bool, trace: str | None, metrics: Any, **given: Any
+) -> int:
     """Move process N from SRC to DST with its TCP connections.
 
     Exit status: 0 migrated, 1 rolled back, 2 usage (a host that is none, too), 3 refused, 4 in
@@ -30,6 +34,7 @@ def move(context: click.Context, /, dry_run: bool, trace: str | None, **given: A
 
         return int(context.invoke(check, **given))
     driver, result = run_driver(given, "migrate")
+    metrics.migration(result)
     if trace is not None:
         _trace(trace, result, driver.timeline)
 

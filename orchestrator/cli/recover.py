@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.observing import observed
 from orchestrator.cli.options import ask, damage, failed, print_json, say_damaged
 
 
@@ -19,7 +20,10 @@ from orchestrator.cli.options import ask, damage, failed, print_json, say_damage
 )
 @click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
-def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json: bool) -> int:
+@observed
+def recover(
+    what: str | None, lost: str | None, ssh_config: str | None, as_json: bool, metrics: Any
+) -> int:
     """Finish or undo migrations that were interrupted.
 
     ID: that one. HOST: all that the host's journals name. Neither: all that were begun here and
@@ -47,6 +51,9 @@ def recover(what: str | None, lost: str | None, ssh_config: str | None, as_json:
     worker = Recoverer(ssh_config, lost=lost)
     try:
         found = ask(worker.recover(what), "recover")
+        for result in worker.first_ends:  # whoever began them was killed before it counted
+            metrics.migration(result)
+        metrics.write()
     except AgentError as error:
         rows = damage(worker.damaged)["damaged"]
         if not as_json:

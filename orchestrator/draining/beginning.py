@@ -12,8 +12,8 @@ from agent.plan import DEFAULT_IMAGES_DIR, new_id
 from agent.protocol import DESTINATION, DESTINATION_TABLE
 from orchestrator.draining import states
 from orchestrator.draining.agents import Agents
-from orchestrator.draining.drain import Listener
 from orchestrator.draining.journal import Begun, Item, Journal
+from orchestrator.draining.logged import Listener
 from orchestrator.draining.selection import Found, NothingSelected, find_all, select
 from orchestrator.draining.survey import Wanted, host_facts, running, survey
 from orchestrator.playbook.known import Known

@@ -9,11 +9,13 @@ from typing import Any
 
 from agent.errors import AgentError
 from agent.plan import DEFAULT_IMAGES_DIR
+from orchestrator import log
 from orchestrator.draining import beginning, outcome, resuming, states
 from orchestrator.draining.agents import Agents, SshAgents
 from orchestrator.draining.beginning import Asked
-from orchestrator.draining.drain import Drain, Listener, Make
+from orchestrator.draining.drain import Drain, Make
 from orchestrator.draining.journal import Item, Journal
+from orchestrator.draining.logged import Listener, Logged
 from orchestrator.draining.mover import Mover
 from orchestrator.draining.survey import host_facts
 from orchestrator.draining.window import Window, WindowOver
@@ -52,8 +54,11 @@ class Conductor:
         reach: Callable[[str | None], Agents] = SshAgents,
         make: Make = Mover,
         window: Window | None = None,
+        ended: Callable[[Json], None] = lambda _result: None,
     ) -> None:
-        self._ssh_config, self._listener = ssh_config, listener
+        """`ended` is told the result of each migration."""
+        self._ssh_config, self._ended = ssh_config, ended
+        self._shown, self._listener = listener, Logged(listener)
         self._records = records or Records()
         self._reach, self._make = reach, make
         self._window = window or Window()
@@ -78,6 +83,7 @@ class Conductor:
 
         `drain_id`: the id that it is to have, for who has to know it before.
         """
+        log.bind(node=asked.drain.node)
         work = self._begin(asked, dry_run, drain_id)
         return await self._guarded(asked.drain.node, work, dry_run)
 
@@ -146,9 +152,10 @@ class Conductor:
         return os.path.abspath(config) if config and config != "none" else config
 
     async def _run(self, journal: Journal, agents: Agents, asked: Asked) -> Json:
+        log.bind(drain=journal.begun.id, node=journal.begun.drain.node)
         self._listener.note(f"drain {journal.begun.id}")
         self._drain = Drain(
-            journal, agents, self._records, self._listener, self._make, self._window
+            journal, agents, self._records, self._shown, self._make, self._window, self._ended
         )
         if self.interrupted:
             self._drain.interrupt()

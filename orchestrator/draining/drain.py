@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from agent.errors import AgentError
 from agent.plan import Plan
 from orchestrator.draining import states
 from orchestrator.draining.agents import Agents
 from orchestrator.draining.journal import DrainUnwritten, Item, Journal
+from orchestrator.draining.logged import Listener, Logged
 from orchestrator.draining.mover import Move, Mover, Moving
 from orchestrator.draining.scheduler import Scheduler, Task
 from orchestrator.draining.survey import options_of
@@ -20,21 +20,13 @@ from orchestrator.draining.wellness import await_well
 from orchestrator.draining.window import Window
 from orchestrator.errors import internal, told
 from orchestrator.migration.driver import Request
-from orchestrator.migration.result import IN_DOUBT, MIGRATED, Json
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, Json, stall_ms
 from orchestrator.playbook.model import GO_ON, MOVE_BACK, STOP, Limits, Select, Workload
 from orchestrator.records import Records
 
 _ENDED = "no-such-process"
 # Of a workload that no playbook names: the drain's defaults hold for it.
 _FOUND = Workload(name="found", select=Select(pid_file="/found"))
-
-
-class Listener(Protocol):
-    """Is told of everything as it happens."""
-
-    def changed(self, item: Item) -> None: ...
-    def progress(self, item: Item, phase: str, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class NotBegun(AgentError):
@@ -57,10 +49,12 @@ class Drain:
         listener: Listener,
         make: Make = Mover,
         window: Window | None = None,
+        ended: Callable[[Json], None] = lambda _result: None,
     ) -> None:
-        """`make`: what moves one workload; tests have another."""
+        """`make`: what moves one workload; tests have another. `ended` is told each result."""
         self._journal, self._agents, self._records = journal, agents, records
-        self._listener, self._make = listener, make
+        self._ended = ended
+        self._listener, self._make = Logged(listener), make
         self._window = window or Window()
         self.items = journal.items
         self._drain, self._defaults = journal.begun.drain, journal.begun.defaults
@@ -172,7 +166,7 @@ class Drain:
         if outcome == MIGRATED and not lost:
             item.moved = True
             item.blackout_ms = move.result["blackout_ms"]
-            item.stall_ms = stall(move.result)
+            item.stall_ms = stall_ms(move.result)
             self._enter(item, states.CHECKING)
             await self._check(item)
             return
@@ -209,7 +203,7 @@ class Drain:
             self._listener.progress(item, phase, done, total)
 
         def note(text: str) -> None:
-            self._listener.note(f"{item.key}: {text}")
+            self._listener.heard(f"{item.key}: {text}")
 
         moving = self._make(request, self._records, limits, begun, said, note)
         if not returns:
@@ -217,9 +211,11 @@ class Drain:
             if self.interrupted:
                 moving.interrupt()
         try:
-            return await moving.go()
+            move = await moving.go()
         finally:
             self._moving.pop(item.key, None)
+        self._ended(move.result)
+        return move
 
     # --- is it well, and what follows
 
@@ -290,12 +286,6 @@ class Drain:
     def _failed(self) -> None:
         if self._drain.on_failure == STOP:
             self._scheduler.stop()
-
-
-def stall(result: Json) -> float:
-    """What the last of the peers to wake has felt: milliseconds, as far as it is known."""
-    woken = [stream["wake_ms"] for stream in result["streams"] if stream["wake_ms"] >= 0]
-    return float(result["blackout_ms"]) + max(woken, default=0.0)
 
 
 def _told(error: Json | None) -> dict[str, str] | None:

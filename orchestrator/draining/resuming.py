@@ -8,8 +8,8 @@ from agent.errors import AgentError
 from orchestrator.draining import states
 from orchestrator.draining.agents import Agents
 from orchestrator.draining.beginning import Asked, survey_again
-from orchestrator.draining.drain import Listener
 from orchestrator.draining.journal import Item, Journal
+from orchestrator.draining.logged import Listener
 from orchestrator.errors import told
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
 from orchestrator.records import RecordDamaged, Records, is_open

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from orchestrator import report
+from orchestrator import log, report
 from orchestrator.draining import outcome, states
 from orchestrator.draining.journal import Item
 
@@ -57,7 +57,8 @@ class Silent:
     def progress(self, item: Item, phase: str, done: int, total: int) -> None: ...
 
     def note(self, text: str) -> None:
-        report.say(f"migrate: {report.plain(text)}", sys.stderr)
+        if not log.takes_stderr():  # there it is already
+            report.say(f"migrate: {report.plain(text)}", sys.stderr)
 
 
 class Lines(Silent):

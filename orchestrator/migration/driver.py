@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import AgentError, Cancelled
 from agent.fault import ORCHESTRATOR, Faults
@@ -20,8 +20,9 @@ from orchestrator.errors import AgentLost, OutcomeUnknown, internal
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.memory import Choice, choose, told
 from orchestrator.migration import result as results
+from orchestrator.migration.account import Accountant, Reporter
 from orchestrator.migration.result import Json
-from orchestrator.migration.run import Listener, Run
+from orchestrator.migration.run import Run
 from orchestrator.plan import Options, check_hosts, plan
 from orchestrator.records import RecordDamaged, Records
 from orchestrator.recovery import Named
@@ -44,13 +45,6 @@ class Request:
     options: Options = field(default_factory=Options)
 
 
-class Reporter(Listener, Protocol):
-    """Is told of everything as it happens."""
-
-    def started(self, request: Request) -> None: ...
-    def checked(self, ms: float, plan: Plan, process: Facts, memory: Choice) -> None: ...
-
-
 class Driver:
     """Drives one request. `interrupt` may be called at any time."""
 
@@ -60,7 +54,7 @@ class Driver:
         """`records`: where it is written down that a migration was begun, and its result."""
         self._records = records
         self._request = request
-        self._reporter = reporter
+        self._reporter = Accountant(reporter)
         self._result = results.empty(new_id(), request.source, request.destination, request.pid)
         self._agents: list[AgentClient] = []
         self._pair: tuple[AgentClient, AgentClient]
@@ -107,6 +101,7 @@ class Driver:
         if self._begun:
             await self._recover_if_needed()
             self._write_down_end()
+        self._reporter.ended(self._result)
         return self._result
 
     def interrupt(self) -> None:
@@ -137,6 +132,7 @@ class Driver:
 
     async def _guarded(self, work: Any) -> None:
         """Run the work; errors and interruptions become the result, the agents are let go."""
+        self._reporter.identify(self._result["id"], self._request)
         self._reporter.started(self._request)
         self._task = asyncio.create_task(work)
         try:
@@ -242,7 +238,7 @@ class Driver:
         return source, destination
 
     def _said(self, target: Any, line: str) -> None:
-        self._reporter.note(f"{target}: {line}")
+        self._reporter.note(f"{target}: {line}", str(target))
 
     def _refuse(self, refusals: list[Refusal]) -> None:
         self.refusals = refusals
@@ -338,7 +334,8 @@ class Driver:
         return self._write_down_end()
 
     def _write_down_end(self) -> bool:
-        return self._write_down("end", self._result["id"], self._result)
+        account = self._reporter.account(self.timeline)
+        return self._write_down("end", self._result["id"], self._result, account)
 
     def _write_down(self, verb: str, *arguments: Any) -> bool:
         """Whether that is on disk here (or nobody wants it so)."""

@@ -36,6 +36,8 @@ PHASES = (
 )
 APART_PHASES = ("pre_copy", "post_copy", "fill")  # only where memory goes apart
 SYNC_PHASES = ("sync", "sync_last")  # only where files are brought along
+ROLL_BACK = "roll_back"  # of a source that has undone its part
+_OPTIONAL = (*APART_PHASES, *SYNC_PHASES, ROLL_BACK)
 MIGRATED, ROLLED_BACK, REFUSED, IN_DOUBT = "migrated", "rolled-back", "refused", "in-doubt"
 RUNNING = "running"  # of a destination: memory of the process is still at the source
 OVER = "over"  # of a recovery: neither host knows of it; it has ended, or never begun
@@ -255,7 +257,7 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
     for report in (source, destination):
         if report is not None:
             for phase, ms in report["phases_ms"].items():
-                if phase in result["phases_ms"] or phase in (*APART_PHASES, *SYNC_PHASES):
+                if phase in result["phases_ms"] or phase in _OPTIONAL:
                     before = result["phases_ms"].get(phase, 0.0)
                     result["phases_ms"][phase] = before + float(ms)
     if destination is not None:
@@ -273,6 +275,12 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
             result["blackout_ms"] = (resumed - source["lock_at"]) * 1000.0
     if result["outcome"] != MIGRATED and result["error"] is None:
         result["error"] = _error(source) or _error(destination)
+
+
+def stall_ms(result: Json) -> float:
+    """What the last of the peers to wake has felt, as far as it is known."""
+    woken = [stream["wake_ms"] for stream in result["streams"] if stream["wake_ms"] >= 0]
+    return float(result["blackout_ms"]) + max(woken, default=0.0)
 
 
 def timeline(source: SourceReport | None, destination: DestinationReport | None) -> list[Span]:

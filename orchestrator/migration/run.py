@@ -35,7 +35,7 @@ _R = TypeVar("_R", SourceReport, DestinationReport)
 
 
 class Listener(Protocol):
-    """Is told of what happens in a run."""
+    """Is told of what happens in a run; an event names its "role" and "host"."""
 
     def phase(self, event: dict[str, Any]) -> None: ...
     def progress(self, done: int, total: int) -> None: ...
@@ -69,8 +69,9 @@ class Run:
         self._listener = listener
         self._relaying = False
         self._got_on = 0.0  # when an agent last said so, by the loop's clock
-        for agent, other in ((source, destination), (destination, source)):
-            agent.on_event("phase", self._phase)
+        pairs = (("source", source, destination), ("destination", destination, source))
+        for role, agent, other in pairs:
+            agent.on_event("phase", functools.partial(self._phase, role, agent.host))
             agent.on_event("progress", self._progress)
             agent.on_event("relay", functools.partial(self._relay, agent, other))
 
@@ -120,10 +121,10 @@ class Run:
 
     # --- events
 
-    async def _phase(self, data: dict[str, Any]) -> None:
+    async def _phase(self, role: str, host: str, data: dict[str, Any]) -> None:
         name = data.get("name")
         if isinstance(name, str) and isinstance(data.get("ms", 0.0), int | float):
-            self._listener.phase(data)
+            self._listener.phase({**data, "role": role, "host": host})
             if data.get("state") == "begin":
                 await self._faults.at(name)
 
