@@ -67,6 +67,13 @@ class RecordDamaged(AgentError):
     exit_status = EXIT_REFUSED
 
 
+class NothingBegun(AgentError):
+    code = "nothing-begun"
+    template = "no migration was begun here"
+    hint_template = "Records are kept for each user, on the machine where `migrate` was run."
+    exit_status = EXIT_REFUSED
+
+
 def directory() -> Path:
     return user_state_path("streamferry") / "migrations"
 

@@ -69,8 +69,8 @@ class Human(Silent):
         name = plain(str(process.get("comm", plan.pid)))
         addresses = ", ".join(one.address for one in plan.addresses) or "none"
         say(
-            f"  {name}: {_count(len(plan.tree), 'process', 'es')}, {_size(plan.memory)}, "
-            f"{_count(len(process.get('connections', [])), 'connection')}, "
+            f"  {name}: {count(len(plan.tree), 'process', 'es')}, {size(plan.memory)}, "
+            f"{count(len(process.get('connections', [])), 'connection')}, "
             f"service address {addresses}; migration {plan.id}"
         )
         say(plain(f"  memory: {memory.mode}, {memory.why}"))
@@ -124,11 +124,11 @@ def summary(result: Json, verbose: bool) -> None:
         say(
             f"Migrated. Blackout {result['blackout_ms']:.1f} ms "
             f"(± {result['clock_error_ms']:.2f} ms between the clocks), "
-            f"{_count(len(result['streams']), 'stream')}, {_size(moved['memory'])} of memory, "
-            f"{_size(moved['streams'])} in queues"
-            + (f", {_size(result['sync_bytes'])} for files" if "sync_bytes" in result else "")
+            f"{count(len(result['streams']), 'stream')}, {size(moved['memory'])} of memory, "
+            f"{size(moved['streams'])} in queues"
+            + (f", {size(result['sync_bytes'])} for files" if "sync_bytes" in result else "")
         )
-        say(f"  {_wakes(result)}{_count(result['replayed_packets'], 'packet')} replayed")
+        say(f"  {_wakes(result)}{count(result['replayed_packets'], 'packet')} replayed")
         if verbose or 0 < len(result["streams"]) <= _SHOWN_STREAMS:
             _table(result["streams"])
     elif outcome == ROLLED_BACK:
@@ -215,11 +215,11 @@ def _coloured(text: str, colour: str) -> str:
     return text
 
 
-def _count(number: int, word: str, plural: str = "s") -> str:
+def count(number: int, word: str, plural: str = "s") -> str:
     return f"{number} {word}{plural if number != 1 else ''}"
 
 
-def _size(number: float) -> str:
+def size(number: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

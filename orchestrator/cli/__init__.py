@@ -18,6 +18,7 @@ from orchestrator.cli.move import move
 from orchestrator.cli.playbook import playbook
 from orchestrator.cli.records import list_, show
 from orchestrator.cli.recover import recover
+from orchestrator.cli.report import report
 from orchestrator.cli.schedule import schedule
 
 _DEFAULT = "move"
@@ -94,6 +95,7 @@ def migrate() -> None:
     migrate doctor HOST              find what was left behind there, and clear it
     migrate list [HOST]...           migrations begun here, or interrupted there
     migrate show ID                  one of them
+    migrate report ID|last           its timeline, and what the clients felt; --html for a page
     migrate drain NODE --to HOST     empty a host: all that has a service address moves
     migrate cordon HOST...           nothing migrates onto it, until `migrate uncordon HOST...`
     migrate playbook check FILE...   is a playbook right?
@@ -104,6 +106,6 @@ def migrate() -> None:
 
 migrate.add_command(move)
 for verb in (
-    check, recover, doctor, list_, show, drain, cordon, uncordon, playbook, schedule, chaos,
+    check, recover, doctor, list_, show, report, drain, cordon, uncordon, playbook, schedule, chaos,
 ):  # fmt: skip
     migrate.add_command(verb)

@@ -115,7 +115,8 @@ def show(migration: str, as_json: bool) -> int:
     except (RecordDamaged, UnknownMigration) as error:
         return failed(error, as_json)
     if as_json:
-        print_json({**record, "error": None})
+        kept = {name: one for name, one in record.items() if name != "account"}
+        print_json({**kept, "error": None})  # `migrate report` has the account
         return 0
     report.say(
         report.plain(

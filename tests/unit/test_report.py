@@ -140,7 +140,7 @@ def test_in_doubt_and_refused(capsys: pytest.CaptureFixture[str]) -> None:
      (5 << 40, "5120.0 GiB")],
 )  # fmt: skip
 def test_sizes(number: int, said: str) -> None:
-    assert report._size(number) == said
+    assert report.size(number) == said
 
 
 # --- steps as they happen
