@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
-from typing import Any
+from typing import Any, TextIO
 
 from agent.errors import EXIT_USAGE, AgentError
 
@@ -128,9 +128,16 @@ def _handler(path: str | None, stack: contextlib.ExitStack) -> logging.Handler:
     if path is None:
         return _Writing(sys.stderr)
     try:
-        return _Writing(stack.enter_context(open(path, "a", encoding="utf-8")))
+        file = open(path, "a", encoding="utf-8")
     except OSError as error:
         raise LogUnwritable(path=path, detail=error.strerror or str(error)) from None
+    stack.callback(_close, file)
+    return _Writing(file)
+
+
+def _close(file: TextIO) -> None:
+    with contextlib.suppress(OSError):  # that was said when the last line was written
+        file.close()
 
 
 def _json() -> logging.Formatter:

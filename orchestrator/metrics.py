@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from platformdirs import user_state_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +27,8 @@ from orchestrator.records import RecordDamaged, Records, is_open
 
 BLACKOUT = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STALL = BLACKOUT
+_BUCKETS = len(BLACKOUT) + 1
+_LONGEST = 1e6  # seconds
 OUTCOMES = (results.MIGRATED, results.ROLLED_BACK, results.REFUSED, results.IN_DOUBT)
 DRAINS = (
     drains.DRAINED, drains.NOTHING, drains.INCOMPLETE, drains.REFUSED, drains.IN_DOUBT,
@@ -43,12 +45,15 @@ class _Shape(BaseModel):
 class Observed(_Shape):
     """A histogram: how many in each bucket, the last without a bound."""
 
-    counts: list[int] = Field(default_factory=lambda: [0] * (len(BLACKOUT) + 1))
-    sum: float = 0.0
+    counts: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0] * _BUCKETS, min_length=_BUCKETS, max_length=_BUCKETS
+    )
+    sum: float = Field(0.0, ge=0, allow_inf_nan=False)
 
     def add(self, seconds: float, bounds: tuple[float, ...]) -> None:
-        self.counts[sum(seconds > one for one in bounds)] += 1
-        self.sum += seconds
+        if 0 <= seconds < _LONGEST:  # else a host's clock is not to be gone by
+            self.counts[sum(seconds > one for one in bounds)] += 1
+            self.sum += seconds
 
     def cumulated(self, bounds: tuple[float, ...]) -> list[tuple[str, float]]:
         names = [*map(str, bounds), "+Inf"]
@@ -79,10 +84,10 @@ class Totals(_Shape):
             return
         moved = {**result["bytes"], "sync": result.get("sync_bytes", 0)}
         for kind in BYTES:
-            self.bytes[kind] = self.bytes.get(kind, 0) + moved[kind]
+            self.bytes[kind] = self.bytes.get(kind, 0) + max(moved[kind], 0)
         if outcome != results.MIGRATED:
             return
-        self.replayed += result["replayed_packets"]
+        self.replayed += max(result["replayed_packets"], 0)
         self.blackout.add(result["blackout_ms"] / 1000, BLACKOUT)
         for stream in result["streams"]:
             if stream["wake_ms"] < 0:

@@ -18,7 +18,7 @@ RIGHT = 16.0
 ROW = 22.0
 TOP = 34.0  # above the first row: the label of the blackout
 HEAD = 26.0  # a host's name
-AXIS = 26.0
+AXIS = 44.0  # its numbers, and what they count from
 _LABEL = 66.0  # room for "1234.5 ms" beside a bar
 _THINNEST = 2.0
 _MUCH = 2.5  # times the blackout: more has a drawing of its own
@@ -268,4 +268,4 @@ def histogram(stalls: list[float]) -> Histogram | None:
     ]
     median = found[len(found) // 2]
     return Histogram(bins, ticks, lines, left + (median - low) / (high - low) * room, WIDTH,
-                     bottom + AXIS + 18, bottom)  # fmt: skip
+                     bottom + AXIS, bottom)  # fmt: skip
