@@ -345,5 +345,5 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_group_has_the_verbs() -> None:
     verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos", "drain", "cordon",
-             "uncordon", "playbook", "schedule"}  # fmt: skip
+             "uncordon", "playbook", "report", "schedule"}  # fmt: skip
     assert set(cli.migrate.commands) == verbs

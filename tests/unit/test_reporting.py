@@ -147,6 +147,7 @@ def test_one_whose_command_was_killed() -> None:
 
 def test_one_that_was_recovered() -> None:
     page = Page(html(report(recovered())))
+    assert not page.says("Connections")
     assert page.says("Migrated by migrate recover") and not page.says("The blackout")
 
 
