@@ -99,7 +99,7 @@ def drain(lab: Lab) -> None:
 def _terminal(name: str, drawn: Any) -> None:
     from rich.console import Console
 
-    console = Console(record=True, width=104, file=open(os.devnull, "w"), force_terminal=True)
+    console = Console(record=True, width=84, file=open(os.devnull, "w"), force_terminal=True)
     console.print(f"$ {_COMMAND}", highlight=False)
     console.print(drawn)
     text = console.export_svg(title="migrate drain", unique_id="drain")

@@ -145,6 +145,13 @@ class Result(Ending):
     memory: MemoryTold | None  # None: it did not come to that
 
 
+class More(TypedDict):
+    """What a result has only where memory went ahead, or files were brought along."""
+
+    rounds: list[RoundReport]
+    sync_bytes: int
+
+
 class SourceReport(TypedDict):
     """What `source.run` and `source.resolve` return; times are seconds of CLOCK_MONOTONIC there."""
 
@@ -194,7 +201,11 @@ def checked(value: object, where: str) -> Json:
     if not isinstance(value, dict):
         raise ProtocolError(detail=f"in {where}: {shown(value)} is not a result")
     shape = Result if "streams" in value else Ending
-    return dict(_report({"recovered": False, **value}, shape, (*_STATUSES, OVER), where))
+    made: Json = dict(_report({"recovered": False, **value}, shape, (*_STATUSES, OVER), where))
+    for name, hint in get_type_hints(More).items():
+        if name in value:
+            made[name] = validate(value[name], hint, f"{where}.{name}")
+    return made
 
 
 def _report(value: Json, shape: type[_T], outcomes: tuple[str, ...], where: str) -> _T:

@@ -21,7 +21,7 @@ HEAD = 26.0  # a host's name
 AXIS = 44.0  # its numbers, and what they count from
 _LABEL = 66.0  # room for "1234.5 ms" beside a bar
 _THINNEST = 2.0
-_MUCH = 2.5  # times the blackout: more has a drawing of its own
+_MUCH = 3.0  # times the blackout: more has a drawing of its own
 _TICKS = 8
 _BINS = 48
 KINDS = {
@@ -99,17 +99,17 @@ def window(blackout: float | None, wakes: Sequence[float], spans: list[Json]) ->
     everything = whole(spans)
     if not blackout:
         return everything
-    last = max([blackout, *(one for one in wakes if one < 2 * blackout)]) + 0.12 * blackout
+    last = max([blackout, *(one for one in wakes if one < _MUCH * blackout)]) + 0.12 * blackout
     near = Scale(-0.2 * blackout, last)
     if everything.end - everything.begin < _MUCH * (near.end - near.begin):  # then one will do
         return Scale(min(everything.begin, near.begin), max(everything.end, near.end))
     return near
 
 
-def whole(spans: list[Json]) -> Scale:
+def whole(spans: list[Json], wakes: Sequence[float] = ()) -> Scale:
     """All that was timed."""
     begin = min(one["start_ms"] for one in spans)
-    end = max(one["start_ms"] + one["ms"] for one in spans)
+    end = max([*(one["start_ms"] + one["ms"] for one in spans), *wakes])
     margin = max((end - begin) * 0.03, 0.1)
     return Scale(begin - margin, end + margin)
 
@@ -145,8 +145,8 @@ def timeline(
         hosts += [host] if host.rows else []
         y = y + 8 if host.rows else host.y
     peers = None
-    if shown := sorted(one for one in wakes if scale.begin <= one <= scale.end):
-        peers = _peers(shown, len(wakes), scale, y)
+    if wakes:
+        peers = _peers(sorted(wakes), scale, y)
         y += HEAD + ROW + 4
     bar, label, anchor = None, 0.0, "middle"
     if blackout:
@@ -180,15 +180,19 @@ def _row(phase: str, parts: list[Json], scale: Scale, y: float) -> Row:
     return Row(phase, KINDS.get(phase, "protocol"), y, bars, took, before, label, anchor)
 
 
-def _peers(shown: list[float], number: int, scale: Scale, y: float) -> Json:
-    """One mark where many would be in one place."""
-    marks = sorted({round(scale.x(one), 0) for one in shown})
+def _peers(wakes: list[float], scale: Scale, y: float) -> Json:
+    """One mark where many would be in one place; `later`: how many are beyond what is drawn."""
+    shown = [one for one in wakes if one <= scale.end]
+    marks = sorted({round(scale.x(one), 0) for one in shown}) or [WIDTH - RIGHT]
     label, anchor = marks[-1] + 6, "start"
     if label + 150 > WIDTH - RIGHT:
         label, anchor = marks[0] - 6, "end"
+    if anchor == "end" and marks[0] - 250 < GUTTER:  # marks all along
+        label, anchor = WIDTH - RIGHT, "above"
     return {
-        "y": y, "marks": marks, "label_x": label, "anchor": anchor, "later": number - len(shown),
-        "first_ms": shown[0], "last_ms": shown[-1],
+        "y": y, "marks": marks if shown else [], "label_x": label, "anchor": anchor,
+        "later": len(wakes) - len(shown), "first_ms": wakes[0],
+        "last_ms": shown[-1] if shown else wakes[-1], "none": not shown,
     }  # fmt: skip
 
 
@@ -223,10 +227,8 @@ class Histogram:
     bottom: float
 
 
-def histogram(stalls: list[float]) -> Histogram | None:
+def histogram(stalls: list[float]) -> Histogram:
     """How many peers have felt which stall; what is far off is in one last bar."""
-    if len(stalls) < 10:
-        return None
     left, top, height = 56.0, 24.0, 150.0
     found = sorted(stalls)
     low, high, edge = found[0], found[-1], found[math.ceil(0.99 * len(found)) - 1]

@@ -48,7 +48,8 @@ def html(report: Json) -> str:
     zoomed = None if near is None else chart.timeline(spans, near, held, wakes)
     everything = None
     if zoomed is not None and zoomed.clipped:
-        everything = chart.timeline(chart.outside(spans, held), chart.whole(spans), held)
+        scale = chart.whole(spans, wakes)
+        everything = chart.timeline(chart.outside(spans, held), scale, held, wakes)
     heard = None
     if not spans and report["heard"]:
         heard = chart.timeline(report["heard"], chart.whole(report["heard"]), None)
@@ -59,9 +60,7 @@ def html(report: Json) -> str:
         memory=_MEMORY.get(report["memory_mode"], report["memory_mode"]), migrated=migrated,
         zoomed=zoomed, everything=everything, heard=heard,
         hosts={"source": report["source"], "destination": report["destination"], "": "a host"},
-        histogram=chart.histogram(
-            [one["stall_ms"] for one in streams if one["stall_ms"] is not None] if migrated else []
-        ),
+        histogram=chart.histogram(wakes) if len(wakes) > FIRST else None,
         first=shown[:FIRST], more=shown[FIRST:], left_out=len(streams) - len(shown),
         slowest=max((one["stall_ms"] or 0.0 for one in streams), default=0.0), version=__version__,
         gutter=chart.GUTTER, right=chart.RIGHT, row=chart.ROW,

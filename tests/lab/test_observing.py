@@ -53,16 +53,14 @@ def test_a_migration_and_one_that_is_undone(lab: Lab, redis: int, tmp_path: Path
     assert found["streamferry_migrations_totalrolled-back"] == 1
     assert found["streamferry_stall_seconds_count"] == 4 and found["streamferry_in_doubt"] == 0
 
-    status, answer = lab.command("report", "last")
-    last = answer["report"]
-    assert status == 0 and last["id"] == moved[1]["id"] and "redis-server" in last["command"]
+    last = lab.report("last")
+    assert last["id"] == moved[1]["id"] and "redis-server" in last["command"]
     assert {one["role"] for one in last["timeline"]} == {"source", "destination"}
     # A client cannot have waited for less than the blackout, and the estimate is about right.
     assert last["blackout_ms"] <= seen["worst_stall_ms"] + 5
     page = tmp_path / "page.html"
-    status, answer = lab.command("report", undone[1]["id"], "--html", str(page))
-    first = answer["report"]
-    assert status == 0 and first["outcome"] == "rolled-back" and "<svg" in page.read_text()
+    first = lab.report(undone[1]["id"], "--html", str(page))
+    assert first["outcome"] == "rolled-back" and "<svg" in page.read_text()
     assert 0 < first["undone_ms"] and first["failure"]["phase"] == "restore_process"
     freeze = next(one for one in first["timeline"] if one["phase"] == "freeze")
     assert first["undone_ms"] > freeze["start_ms"] + freeze["ms"]

@@ -279,6 +279,12 @@ class Lab:
         """The same of a verb that reaches no host."""
         return self._answer(self._start("--json", *arguments))
 
+    def report(self, *arguments: str) -> dict[str, Any]:
+        """What `migrate report` says with --json."""
+        status, answer = self.ask("report", *arguments)
+        assert status == 0 and answer["error"] is None, answer
+        return dict(answer["report"])
+
     def _answer(self, process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
         output, errors = process.communicate(timeout=200)
         assert output.count("\n") == 1, f"not one line of JSON: {output!r} {errors!r}"
