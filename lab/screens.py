@@ -108,12 +108,11 @@ def _terminal(name: str, drawn: Any) -> None:
 
 
 def page(lab: Lab) -> None:
-    """A Redis under load, ahead of the freeze in rounds, on one page."""
+    """A Redis under load, on one page."""
     lab.hosts = ALL
     lab.clear()
     pid = start_redis(lab)
     records = Records()
-    lab.run("src", f"redis-cli -h {SERVICE} debug populate 400000 key 100")
     with lab.client("redis_counter.py", SERVICE, 6379, 12, 4, 0.001) as client:
         client.line()
         request = Request("src", "dst", pid, str(SSH_CONFIG))
@@ -132,7 +131,7 @@ def picture(file: Path, to: Path, scheme: str) -> None:
     """As a browser shows it; `scheme`: Blink's preferred colours, "0" for dark."""
     subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1160,1500",
+         f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1160,1440",
          f"--screenshot={to}", file.as_uri()],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip

@@ -39,7 +39,8 @@ def test_a_migration_and_one_that_is_undone(lab: Lab, redis: int, tmp_path: Path
             lab.settle(host)
         moved = logged(lab.start_migrate("src", "dst", redis, *options))
         seen = client.finish()
-    assert seen["errors"] == [] and (undone[0], moved[0]) == (1, 0)
+    assert seen["errors"] == []
+    assert (undone[0], moved[0]) == (1, 0), (undone[1]["error"], moved[1]["error"])
 
     for _, result, lines in (undone, moved):
         assert lines[-1]["event"] == "migration ended" or lines[-1]["level"] == "error"
@@ -73,7 +74,7 @@ def test_a_drain_is_logged_by_workload_and_migration(lab: Lab, redis: int, tmp_p
     ))  # fmt: skip
     (drained,) = answer["drains"]
     (item,) = drained["workloads"]
-    assert status == 0 and drained["outcome"] == "drained"
+    assert status == 0 and drained["outcome"] == "drained", drained
     states = [one["event"] for one in lines if "workload" in one]
     assert states[-3:] == ["workload moving", "workload checking", "workload moved"]
     assert {one["drain"] for one in lines if "migration" in one} == {drained["id"]}
