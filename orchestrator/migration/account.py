@@ -87,7 +87,7 @@ class Accountant:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._begin = time.monotonic()
-        self._about = log.bind()
+        self._about: dict[str, Any] = {}
         self._made = Account(
             command="", comm="", processes=0, memory_mode="", addresses=[], took_ms=0.0,
             timeline=[], heard=[], notes=[],

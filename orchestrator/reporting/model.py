@@ -49,11 +49,13 @@ def report(record: Record) -> Json:
     blackout = _time(result.get("blackout_ms", 0.0)) or None
     held = _undone(timeline) if outcome == ROLLED_BACK else None
     streams = _streams(result.get("streams", []), outcome, blackout, held)
+    memory = result.get("memory") or {"mode": account["memory_mode"], "why": ""}
     return {
         **{name: record[name] for name in ("id", "source", "destination", "pid", "begun")},
         **{name: account[name] for name in (
-            "comm", "command", "processes", "memory_mode", "addresses", "took_ms", "notes",
+            "comm", "command", "processes", "addresses", "took_ms", "notes",
         )},
+        "memory": memory,
         "outcome": outcome,
         "recovered": bool(result.get("recovered")),
         "failure": result.get("error"),

@@ -57,7 +57,7 @@ def html(report: Json) -> str:
     shown = streams if len(streams) <= MOST else streams[:FIRST]
     return _environment().get_template("page.html.j2").render(
         report=report, title=_TITLES.get(report["outcome"], report["outcome"]), held=held,
-        memory=_MEMORY.get(report["memory_mode"], report["memory_mode"]), migrated=migrated,
+        memory=_MEMORY.get(report["memory"]["mode"], report["memory"]["mode"]), migrated=migrated,
         zoomed=zoomed, everything=everything, heard=heard,
         hosts={"source": report["source"], "destination": report["destination"], "": "a host"},
         histogram=chart.histogram(wakes) if len(wakes) > FIRST else None,

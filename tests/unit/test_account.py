@@ -9,6 +9,7 @@ import pytest
 
 from agent.errors import ProtocolError
 from orchestrator.__main__ import run
+from orchestrator.memory import Choice
 from orchestrator.migration.account import Accountant, checked
 from orchestrator.migration.driver import Request
 from orchestrator.records import Record, Records
@@ -18,6 +19,7 @@ from tests.unit.test_cli_outcomes import MOVE, roll_back, setting
 from tests.wire.scripted_run import Setting
 
 __all__ = ["setting"]
+CHOICE = Choice("stop", "it is small")
 
 
 def moved(capsys: pytest.CaptureFixture[str]) -> tuple[Record, dict[str, Any]]:
@@ -72,7 +74,7 @@ def test_a_command_line_is_kept_within_bounds(capsys: pytest.CaptureFixture[str]
     case = Case()
     plan = case.judge()
     accountant = Accountant(Silent())
-    accountant.checked(1.0, plan, {**case.process, "cmdline": ["a" * 5000, "b"]})  # type: ignore[arg-type]
+    accountant.checked(1.0, plan, {**case.process, "cmdline": ["a" * 5000, "b"]}, CHOICE)  # type: ignore[arg-type]
     assert accountant.account([])["command"] == "a" * 4096
 
 
