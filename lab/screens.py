@@ -113,7 +113,7 @@ def page(lab: Lab) -> None:
     lab.clear()
     pid = start_redis(lab)
     records = Records()
-    with lab.client("redis_counter.py", SERVICE, 6379, 12, 4, 0.001) as client:
+    with lab.client("redis_counter.py", SERVICE, 6379, 8, 20, 0.0005) as client:
         client.line()
         request = Request("src", "dst", pid, str(SSH_CONFIG))
         result = asyncio.run(Driver(request, Silent(), records).migrate())
@@ -131,7 +131,7 @@ def picture(file: Path, to: Path, scheme: str) -> None:
     """As a browser shows it; `scheme`: Blink's preferred colours, "0" for dark."""
     subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1160,1440",
+         f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1160,1300",
          f"--screenshot={to}", file.as_uri()],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
