@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from agent.errors import AgentError
 from orchestrator.draining.beginning import Asked, ask
 from orchestrator.draining.conductor import Conductor
-from orchestrator.draining.drain import Listener
 from orchestrator.draining.journal import UnknownDrain, drain_begun, unfinished
+from orchestrator.draining.logged import Listener
 from orchestrator.draining.outcome import DRAINED, NOT_OVER, NOTHING
 from orchestrator.draining.window import Window
 from orchestrator.errors import Interrupted
