@@ -54,12 +54,14 @@ class Drains:
         hosts: str | None = None,
         now: Callable[[], float] | None = None,
         conductor: Callable[..., Conductor] = Conductor,
+        drained: Callable[[Json], None] = lambda _result: None,
     ) -> None:
-        """`keep` has what is known of its drains written down."""
+        """`keep` has what is known of its drains written down; `drained` is told each result."""
         self._run, self._path, self._keep = run, path, keep
         self._ssh_config, self._hosts = ssh_config, hosts
         self._window = Window(run.closes, *([now] if now is not None else []))
         self._conductor = conductor(ssh_config, listener, window=self._window)
+        self._drained = drained
         self._loaded: Loaded | None = None
         self._results: list[Json] = []
 
@@ -87,6 +89,7 @@ class Drains:
                     drain["id"] = ""
             else:
                 self._results.append(result)
+                self._drained(result)
                 good = result["outcome"] in (DRAINED, NOTHING)
                 if result["outcome"] in NOT_OVER or (self._conductor.interrupted and not good):
                     return Ended(INTERRUPTED, "", self._results)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import click
 
+from orchestrator.cli.observing import observed
 from orchestrator.cli.options import OnSignals, failed, print_json, run_to_end
 from orchestrator.cli.schedule.stored import JSON, STORE, store_path
 
@@ -18,9 +20,10 @@ from orchestrator.cli.schedule.stored import JSON, STORE, store_path
 @click.option("-F", "ssh_config", metavar="FILE", help="SSH configuration to use, as ssh -F.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 @JSON
+@observed
 @click.option("--test-clock", hidden=True, metavar="RATE,REAL,BEGIN")
 @click.option("--test-runner", hidden=True, metavar="COMMAND")
-def serve(files: tuple[str, ...], quiet: bool, as_json: bool, **given: Any) -> int:
+def serve(files: tuple[str, ...], quiet: bool, as_json: bool, metrics: Any, **given: Any) -> int:
     """Run the playbooks that have `schedule:`, of files and directories, until a signal.
 
     Each run that is due is run once, however often this is killed and started again: what it had at
@@ -48,7 +51,7 @@ def serve(files: tuple[str, ...], quiet: bool, as_json: bool, **given: Any) -> i
             store = Store(path, make=True)
             with contextlib.closing(store):
                 view.note(f"serving {', '.join(served)}")
-                server = run_to_end(lambda on: _serve(given, store, books, view, on))
+                server = run_to_end(lambda on: _serve(given, store, books, view, metrics, on))
         finally:
             lock.release()
     except AgentError as error:
@@ -64,7 +67,10 @@ def serve(files: tuple[str, ...], quiet: bool, as_json: bool, **given: Any) -> i
     return 0
 
 
-async def _serve(given: dict[str, Any], store: Any, books: Any, view: Any, on: OnSignals) -> Any:
+async def _serve(
+    given: dict[str, Any], store: Any, books: Any, view: Any, metrics: Any, on: OnSignals
+) -> Any:
+    from orchestrator.draining.conductor import Conductor
     from orchestrator.scheduling.clock import Clock
     from orchestrator.scheduling.command import Command
     from orchestrator.scheduling.notify import Notifier
@@ -82,7 +88,10 @@ async def _serve(given: dict[str, Any], store: Any, books: Any, view: Any, on: O
         if given["test_runner"]:
             return Command(run, given["test_runner"])
         told = Draining(view, run.playbook)
-        return Drains(run, path, keep, told, given["ssh_config"], given["hosts"], clock.now)
+        return Drains(
+            run, path, keep, told, given["ssh_config"], given["hosts"], clock.now,
+            functools.partial(Conductor, ended=metrics.migration), metrics.drain,
+        )  # fmt: skip
 
     server = Server(store, books, make, view, clock, Notifier())
     on(server.stop)
