@@ -8,6 +8,24 @@ from collections.abc import Iterable, Iterator
 Range = tuple[int, int]
 
 
+def joined(ranges: Iterable[Range], within: Iterable[Range], most: int) -> list[Range]:
+    """The ranges, with what is between two of them where that is short, and all there.
+
+    Both are sorted; each range is in one of `within`. `most`: what may be in between.
+    """
+    found: list[Range] = []
+    wholes = iter(within)
+    until = -1  # of the whole that the last of the found is in
+    for start, end in ranges:
+        if found and end <= until and start - found[-1][1] <= most:
+            found[-1] = (found[-1][0], end)
+            continue
+        while until < end:
+            _, until = next(wholes, (0, end))
+        found.append((start, end))
+    return found
+
+
 class Ranges:
     """A set of addresses, as ranges from a start to before an end."""
 

@@ -19,19 +19,20 @@ from dataclasses import dataclass, field
 from agent.kernel.syscalls import MAX_VECTORS, read_memory
 from agent.memory.direct import written_by_devices
 from agent.memory.layout import PAGE, anonymous, present
+from agent.memory.ranges import Range, joined
 from agent.memory.tracker import Tracker
 
 SPAN = 2 << 20  # bytes read at once, and the unit of digests
 _PAGES = SPAN // PAGE
 _BATCH = 1 << 20  # bytes of written pages read at once
+_MANY = 64  # pieces of a mapping
+_NEAR = 16 * PAGE  # bytes between two of them
 _BLANK_PAGE = bytes(PAGE)
 _BLANK = hash(_BLANK_PAGE)
 _ALL_BLANK = array("q", [_BLANK]) * _PAGES
 _UNKNOWN = array("q", [~_BLANK]) * _PAGES  # as good as never a digest
 
 assert sys.hash_info.width == 64
-
-Range = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -94,12 +95,19 @@ class MemoryReader:
     def owed(self) -> Iterator[list[Range]]:
         """What the destination does not have, mapping by mapping, of a process that stands still.
 
-        All that is there, where the kernel does not tell what was written to. Raises `OSError`.
+        All that is there, where the kernel does not tell what was written to; and what lies
+        between two pieces that are near each other, as each costs more than some pages do. Raises
+        `OSError`.
         """
         with _opened(self.pid, "pagemap") as pagemap:
             for start, end in anonymous(self.pid):
                 written = self._written(pagemap, start, end, last=True)
-                owed = list(present(pagemap, start, end)) if written is None else written
+                if written is None:
+                    owed = list(present(pagemap, start, end))
+                elif len(written) > _MANY:
+                    owed = joined(written, present(pagemap, start, end), _NEAR)
+                else:
+                    owed = written
                 if owed:
                     yield owed
 
