@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import docker
+from orchestrator.chaos.command import Command
+from orchestrator.chaos.command import Ended as Migration
+from orchestrator.chaos.hosts import CORDON, JOURNALS, Hosts, add_address, until
+from orchestrator.chaos.network import HEARD, TABLE
+from orchestrator.chaos.workloads import PROGRAMS as OF_CHAOS
+from orchestrator.chaos.workloads import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests/lab/programs"
@@ -29,9 +29,8 @@ SERVICE6 = "fd77::100"
 HOSTS = ("src", "dst")
 SPARE = "spare"
 ALL = (*HOSTS, SPARE)
-CORDON = "/var/lib/streamferry/cordon"
-JOURNALS = "/var/lib/streamferry/journal"
-_STEP = 200  # PIDs between workloads
+
+__all__ = ["ALL", "HOSTS", "JOURNALS", "SERVICE", "Client", "Lab", "Migration", "until"]
 
 _WORKLOADS = (
     "[r]edis-server|[n]ginx|[b]yte_server|[m]any_server|[s]leep 1000|[m]emcached|"
@@ -41,124 +40,57 @@ _CLEAR = f"""
 pkill -KILL -f '{_WORKLOADS}'
 pkill -KILL -f 'agent[.]guardian|streamferry-[a]gent'
 rm -rf /run/streamferry {JOURNALS} {CORDON} /run/lab-* /srv/lab-*
-nft list tables | grep -E 'streamferry|chaos_cut' | while read -r table; do nft delete $table; done
+nft list tables | grep -E 'streamferry|{TABLE}|{HEARD}' | while read -r table; do
+    nft delete $table
+done
 ip -o addr | while read -r _ device _ address _; do
     case $address in
-    10.77.0.1[0-9][0-9]/*|{SERVICE6}/*) ip addr del "$address" dev "$device" ;;
+    10.77.0.1[0-9][0-9]/*|{SERVICE6}/*)
+        case $address in *:*) name="[${{address%/*}}]" ;; *) name=${{address%/*}} ;; esac
+        ss -HKta src "$name"  # else what ended without an answer waits on
+        ip addr del "$address" dev "$device" ;;
     esac
 done
 true
 """
-_CUT = "--- 8< ---"
-_LOOK = f"""
-nft list tables; echo '{_CUT}'
-ls -A /run/streamferry 2>/dev/null; echo '{_CUT}'
-ls -A -I host-id {JOURNALS} 2>/dev/null; echo '{_CUT}'
-ps -eo pid=,stat=,args= ww
-"""
 
 
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Poll until the condition holds; its value. Fails with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
-    return value
-
-
-@dataclass
-class Migration:
-    """What one run of `migrate` came to."""
-
-    status: int
-    result: dict[str, Any]
-    stderr: str
-    started: float  # CLOCK_MONOTONIC
-    ended: float
-
-
-@dataclass
-class Client:
-    """A program of tests/lab/programs that runs in the client's container."""
-
-    process: subprocess.Popen[str]
-    name: str
-    lines: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert line, f"{self.name} ended without a word (status {self.process.poll()})"
-        return line
-
-    def tell(self, text: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text)
-        self.process.stdin.flush()
-
-    def finish(self) -> dict[str, Any]:
-        """Close its stdin and take its result."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return self.result()
-
-    def result(self) -> dict[str, Any]:
-        line = self.line()
-        self.process.wait(timeout=60)
-        result = json.loads(line)
-        assert isinstance(result, dict)
-        return result
-
-
-class Lab:
+class Lab(Hosts):
     """The containers that `make lab` has brought up. `hosts` are those that a test uses."""
 
     def __init__(self) -> None:
+        super().__init__(*ALL, "client")
         self.hosts: tuple[str, ...] = HOSTS
-        self._docker = docker.from_env()
-        self._floors: dict[str, int] = {}
         self._state = tempfile.mkdtemp(prefix="lab-state-")  # `migrate list` has it here
         weakref.finalize(self, shutil.rmtree, self._state, True)
-        self._containers = {name: self._docker.containers.get(name) for name in (*ALL, "client")}
+        self._command = Command(SSH_CONFIG, self._state)
 
-    def run(self, host: str, command: str, check: bool = True) -> str:
-        """Run a shell command on a host; its output (both kinds, trimmed)."""
-        code, output = self._containers[host].exec_run(["sh", "-c", command])
-        text = str(output.decode(errors="replace").strip())
-        assert code == 0 or not check, f"{host}: {command}: status {code}: {text}"
-        return text
+    def take(self, host: str, pid: int) -> None:
+        """Have a workload, `sleep`, take this very PID; a later one has its PID as if it had not.
 
-    def entered(self, host: str, state: str) -> bool:
-        """Whether a journal of a host has entered a state (agent/journal.py has the layout)."""
-        record = f"state.{state}.at"
-        return bool(self.run(host, f"LC_ALL=C grep -als {record} {JOURNALS}/* || true"))
+        Else what runs there next would have the PIDs of the next tests' workloads.
+        """
+        last = self.run(host, "cat /proc/sys/kernel/ns_last_pid")
+        taken = int(self.run(host, f"start-high {pid - 1} sleep 1000"))
+        self.run(host, f"echo {last} > /proc/sys/kernel/ns_last_pid")
+        assert taken == pid, f"PID {pid} is not free on {host}"
 
-    @contextlib.contextmanager
-    def without_power(self, *hosts: str) -> Iterator[None]:
-        """Kill containers, as hosts that lose their power; start them anew, and wait for sshd."""
-        for host in hosts:
-            self._containers[host].kill()
-        try:
-            yield
-        finally:
-            for host in hosts:
-                self._containers[host].start()
-            for host in hosts:
-                until(lambda h=host: self.run(h, "ss -Hltn sport 22", False), 20, f"{host} is up")
+    def add_address(self, host: str, address: str = SERVICE) -> None:
+        add_address(self, host, address, "client")
 
-    def restart(self, *hosts: str) -> None:
-        with self.without_power(*hosts):
-            pass
+    def client(self, program: str, *arguments: object) -> AbstractContextManager[Client]:
+        """Run a client program; it must say "ready" itself where it does."""
+        return self.program("client", program, *arguments)
 
     @contextlib.contextmanager
-    def standing_still(self, host: str) -> Iterator[None]:
-        """No process of a host gets on."""
-        self._containers[host].pause()
+    def program(self, host: str, program: str, *arguments: object) -> Iterator[Client]:
+        """The same on any host."""
+        where = OF_CHAOS if (OF_CHAOS / program).exists() else PROGRAMS
+        client = Client(self, host, where / program, *arguments)
         try:
-            yield
+            yield client
         finally:
-            self._containers[host].unpause()
+            client.end()
 
     @contextlib.contextmanager
     def limited(self, rate: str) -> Iterator[None]:
@@ -171,77 +103,6 @@ class Lab:
         finally:
             for host in self.hosts:
                 self.run(host, f"tc qdisc del dev {self.device(host)} root", check=False)
-
-    def put(self, host: str, path: str, content: str) -> None:
-        subprocess.run(
-            ["docker", "exec", "-i", host, "sh", "-c", f"cat > {shlex.quote(path)}"],
-            input=content,
-            text=True,
-            check=True,
-        )
-
-    def start(self, host: str, command: str) -> int:
-        """Start a workload in its own session, with a PID that is free on all hosts."""
-        if host not in self._floors:  # above what any host itself comes to, and apart
-            most = int(self.run(host, "cat /proc/sys/kernel/pid_max"))
-            self._floors[host] = most * (5 + ALL.index(host)) // 8
-        self._floors[host] += _STEP
-        return int(self.run(host, f"start-high {self._floors[host]} {command}").split()[-1])
-
-    def take(self, host: str, pid: int) -> None:
-        """Have a workload, `sleep`, take this very PID; a later one has its PID as if it had not.
-
-        Else what runs there next would have the PIDs of the next tests' workloads.
-        """
-        last = self.run(host, "cat /proc/sys/kernel/ns_last_pid")
-        taken = int(self.run(host, f"start-high {pid - 1} sleep 1000"))
-        self.run(host, f"echo {last} > /proc/sys/kernel/ns_last_pid")
-        assert taken == pid, f"PID {pid} is not free on {host}"
-
-    def alive(self, host: str, pid: int) -> bool:
-        state = self.run(host, f"sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -c1", False)
-        return bool(state) and state not in "ZX"
-
-    def state(self, host: str, pid: int) -> str:
-        return self.run(host, f"sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -c1", False)
-
-    def add_address(self, host: str, address: str = SERVICE) -> None:
-        length, flags = ("64", "nodad") if ":" in address else ("24", "")
-        self.run(host, f"ip addr add {address}/{length} dev {self.device(host)} {flags}")
-        # An earlier test may have had it elsewhere.
-        self.run("client", f"ip neigh flush to {address} dev {self.device('client')}")
-
-    def device(self, host: str) -> str:
-        return self.run(host, "ip -o -4 addr show to 10.77.0.0/24 | awk '{print $2; exit}'")
-
-    def addresses(self, host: str) -> set[str]:
-        lines = self.run(host, "ip -o addr show scope global").splitlines()
-        return {line.split()[3].partition("/")[0] for line in lines}
-
-    def client(self, program: str, *arguments: object) -> AbstractContextManager[Client]:
-        """Run a client program; it must say "ready" itself where it does."""
-        return self.program("client", program, *arguments)
-
-    @contextlib.contextmanager
-    def program(self, host: str, program: str, *arguments: object) -> Iterator[Client]:
-        """The same on any host."""
-        self.put(host, f"/run/{program}", (PROGRAMS / program).read_text())
-        process = subprocess.Popen(
-            ["docker", "exec", "-i", host, "python3", f"/run/{program}", *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield Client(process, program)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
 
     def migrate(self, source: str, destination: str, pid: int, *options: str) -> Migration:
         """Run the command as a user would, with --json."""
@@ -259,17 +120,10 @@ class Lab:
 
     def start_command(self, *arguments: str) -> subprocess.Popen[str]:
         """The command `migrate`, with --json."""
-        return self._start("-F", str(SSH_CONFIG), "--json", *arguments)
+        return self._command.start(*arguments)
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "XDG_STATE_HOME": self._state},
-        )
+        return self._command.spawn(*arguments)
 
     def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         """Run the command `migrate` with --json; its exit status and what it printed."""
@@ -292,33 +146,7 @@ class Lab:
 
     def end_migrate(self, process: subprocess.Popen[str], patience: float = 120) -> Migration:
         """Await the command; killed, it has said nothing, and its result is empty."""
-        started = time.monotonic()
-        output, errors = process.communicate(timeout=patience)
-        if process.returncode != -signal.SIGKILL:
-            assert output.count("\n") == 1, f"not one line of JSON: {output!r} {errors!r}"
-        result = json.loads(output or "{}")
-        return Migration(process.returncode, result, errors, started, time.monotonic())
-
-    def leftovers(self, host: str, *, allowed_stopped: tuple[int, ...] = ()) -> list[str]:
-        """What a migration that is over must not leave behind on a host."""
-        found = []
-        tables, images, journals, processes = self.run(host, _LOOK).split(f"{_CUT}\n")
-        found += [line for line in tables.splitlines() if "streamferry" in line]
-        if images.strip():
-            found.append(f"images: {images.strip()}")
-        if journals.strip():
-            found.append(f"journals: {journals.strip()}")
-        for line in processes.strip().splitlines():
-            pid, state, arguments = line.split(None, 2)
-            if int(pid) in allowed_stopped:
-                continue
-            if state[0] in "Tt":
-                found.append(f"stopped: {line}")
-            if any(name in arguments for name in ("criu", "agent.guardian", "memfd")):
-                found.append(f"process: {line}")
-            if "streamferry" in arguments and "sh -c" not in arguments:
-                found.append(f"process: {line}")
-        return found
+        return self._command.end(process, patience)
 
     def settle(self, host: str) -> None:
         """Wait until nothing of a migration is left on a host."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from orchestrator.chaos import workloads
 from tests.support.lab import HOSTS, PROGRAMS, SERVICE, Lab, until
 
 
 def start_redis(lab: Lab, address: str = SERVICE, host: str = "src") -> int:
     lab.add_address(host, address)
-    command = (
-        f"redis-server --bind {address} --port 6379 --save '' --appendonly no "
-        "--protected-mode no --dir /tmp --daemonize no --enable-debug-command yes"
-    )
-    pid = lab.start(host, command)
-    ping = f"redis-cli -h {address} ping"
-    until(lambda: lab.run("client", ping, check=False) == "PONG", 10, "Redis answers")
-    return pid
+    return workloads.start_redis(lab, host, address, "client")
 
 
 def start_server(

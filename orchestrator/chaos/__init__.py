@@ -1,0 +1,1 @@
+"""Chaos experiments against the lab."""

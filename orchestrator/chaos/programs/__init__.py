@@ -1,0 +1,1 @@
+"""Clients that run on a host of the lab, by themselves: they import nothing of ours."""
