@@ -28,6 +28,7 @@ _WITH_VALUE = (
     "--to", "--playbook", "--hosts", "--resume", "--reason", "--select", "--max-parallel",
     "--store", "--limit", "--test-clock", "--test-runner",
     "--trace", "--html", "--log-file", "--log-level", "--metrics-file",
+    "--journal", "--report",
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def migrate() -> None:
     migrate cordon HOST...           nothing migrates onto it, until `migrate uncordon HOST...`
     migrate playbook check FILE...   is a playbook right?
     migrate schedule serve FILE...   run playbooks when their time comes
+    migrate chaos run FILE           an experiment that breaks things on purpose; also `list`
     migrate chaos points             where a fault can be injected
     """
 
