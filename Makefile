@@ -53,10 +53,11 @@ bench: venv lab ## blackout, stall and boundary, each beside what it is compared
 	$(PYTHON) -m tests.bench.throughput
 	$(PYTHON) -m tests.bench.shipping
 
-chaos: venv lab ## every fault point and action, cuts, restarts: a table, and results/chaos.json
+chaos: venv lab ## every fault point and action, cuts, restarts; all experiments and their mutants
 	@mkdir -p results
 	$(PYTHON) -m tests.chaos.sweep --json results/chaos.json
-	STREAMFERRY_CHAOS=all $(PYTHON) -m pytest tests/chaos/test_partitions.py tests/chaos/test_reboots.py
+	STREAMFERRY_CHAOS=all $(PYTHON) -m pytest tests/chaos/test_partitions.py \
+		tests/chaos/test_reboots.py tests/chaos/test_experiments.py
 
 soak: venv lab ## 500 migrations there and back under 50 connections: nothing grows
 	@mkdir -p results
