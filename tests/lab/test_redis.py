@@ -52,7 +52,7 @@ def test_json_object_is_complete(lab: Lab, redis: int) -> None:
         client.finish()
     assert set(result) == {
         "id", "outcome", "error", "source", "destination", "pid", "blackout_ms",
-        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes",
+        "clock_error_ms", "phases_ms", "streams", "replayed_packets", "bytes", "memory",
     }  # fmt: skip
     assert set(result["phases_ms"]) == {
         "check", "lock", "freeze", "dump_streams", "dump_process", "ship", "restore_streams",
