@@ -21,11 +21,12 @@ RUNS = ("R", "S", "D", "I")  # of proc_pid_stat(5): neither stopped nor dead
 _STEP = 200  # PIDs between workloads
 _UP = 20.0  # seconds for a host to be up
 _CUT = "--- 8< ---"
+_LOOKS = 3
 _LOOK = f"""
 nft list tables; echo '{_CUT}'
 ls -A {IMAGES} 2>/dev/null; echo '{_CUT}'
 ls -A -I host-id {JOURNALS} 2>/dev/null; echo '{_CUT}'
-ps -eo pid=,stat=,args= ww
+ps -eo pid=,stat=,args= ww; echo '{_CUT}'
 """
 
 
@@ -149,10 +150,18 @@ class Hosts:
 
     # --- what is left
 
+    def _look(self, host: str) -> list[str]:
+        """The parts of `_LOOK`. Docker may lose the end of what a command prints: then once more."""
+        for _ in range(_LOOKS):
+            *parts, rest = f"{self.run(host, _LOOK)}\n".split(f"{_CUT}\n")
+            if len(parts) == 4 and not rest:
+                return parts
+        raise RuntimeError(f"{host} does not say what is there")
+
     def leftovers(self, host: str, *, allowed_stopped: tuple[int, ...] = ()) -> list[str]:
         """What a migration that is over must not leave behind on a host."""
         found = []
-        tables, images, journals, processes = self.run(host, _LOOK).split(f"{_CUT}\n")
+        tables, images, journals, processes = self._look(host)
         found += [line for line in tables.splitlines() if "streamferry" in line]
         if images.strip():
             found.append(f"images: {images.strip()}")
