@@ -151,7 +151,7 @@ class Hosts:
     # --- what is left
 
     def _look(self, host: str) -> list[str]:
-        """The parts of `_LOOK`. Docker may lose the end of what a command prints: then once more."""
+        """The parts of `_LOOK`; once more where Docker has lost the end of what it printed."""
         for _ in range(_LOOKS):
             *parts, rest = f"{self.run(host, _LOOK)}\n".split(f"{_CUT}\n")
             if len(parts) == 4 and not rest:
