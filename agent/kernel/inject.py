@@ -123,13 +123,7 @@ def held(pid: int, *, stopped: bool = False) -> Iterator[Calls]:
     try:
         if not stopped:  # else it shows itself
             _ptrace(_INTERRUPT, pid)
-        for _ in range(_MOST_STOPS):
-            number = _await_stop(pid)
-            if number == 0:
-                break
-            _ptrace(_CONT, pid, 0, number)  # a signal that was on its way: it is to have it
-        else:
-            raise CannotInject(errno.EBUSY, "it gets signals all the time")
+        _until_stopped(pid)
         mask = ctypes.c_uint64()
         size = ctypes.sizeof(mask)
         _ptrace(_GETSIGMASK, pid, size, ctypes.addressof(mask))
@@ -142,6 +136,43 @@ def held(pid: int, *, stopped: bool = False) -> Iterator[Calls]:
     finally:
         with contextlib.suppress(OSError):  # it has ended
             _ptrace(_DETACH, pid)
+
+
+@contextlib.contextmanager
+def still(pid: int) -> Iterator[None]:
+    """Hold every thread of a process, so that its mappings stay as they are.
+
+    By ptrace(2), which its parent does not see; calls that wait are restarted as after any stop.
+    Raises `OSError` where somebody else traces it, or it has ended.
+    """
+    held: dict[int, bool] = {}  # thread -> whether it is stopped
+    try:
+        while fresh := [tid for tid in proc.threads(pid) if tid not in held]:
+            for tid in fresh:
+                held[tid] = False
+                with contextlib.suppress(ProcessLookupError):
+                    _ptrace(_SEIZE, tid)
+                    held[tid] = True
+                    _ptrace(_INTERRUPT, tid)
+            for tid in fresh:
+                with contextlib.suppress(CannotInject):  # it has ended
+                    if held[tid]:
+                        _until_stopped(tid)
+        yield
+    finally:
+        for tid, seized in held.items():
+            with contextlib.suppress(OSError):  # it has ended
+                if seized:
+                    _ptrace(_DETACH, tid)
+
+
+def _until_stopped(tid: int) -> None:
+    for _ in range(_MOST_STOPS):
+        number = _await_stop(tid)
+        if number == 0:
+            return
+        _ptrace(_CONT, tid, 0, number)  # a signal that was on its way: it is to have it
+    raise CannotInject(errno.EBUSY, "it gets signals all the time")
 
 
 def _instruction(pid: int) -> int:

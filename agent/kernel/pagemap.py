@@ -18,14 +18,12 @@ _WRITE_PROTECT, _CHECK = 1 << 0, 1 << 1  # PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WP
 _WRITTEN, _PRESENT, _SWAPPED = 1 << 1, 1 << 3, 1 << 4  # PAGE_IS_*
 
 
-def written(
-    pagemap: int, start: int, end: int, *, protect: bool, every: bool = False
-) -> Iterator[tuple[int, int]]:
+def written(pagemap: int, start: int, end: int, *, protect: bool) -> Iterator[tuple[int, int]]:
     """Runs of pages that were written to since they were protected, and are in memory or swapped.
 
     The range is registered with a userfaultfd that protects from writes asynchronously. `protect`:
-    those that are found are protected again, at the same moment. `every`: also those that were not
-    written to. Raises `OSError`; what was protected before is not told then.
+    those that are found are protected again, at the same moment. Raises `OSError`; what was
+    protected before is not told then.
     """
     regions = ctypes.create_string_buffer(_REGION.size * _REGIONS)
     flags = _CHECK | (_WRITE_PROTECT if protect else 0)
@@ -33,7 +31,7 @@ def written(
         argument = bytearray(
             _ARGUMENT.pack(
                 _ARGUMENT.size, flags, start, end, 0, ctypes.addressof(regions), _REGIONS, 0,
-                0, 0 if every else _WRITTEN, _PRESENT | _SWAPPED, _WRITTEN | _PRESENT | _SWAPPED,
+                0, _WRITTEN, _PRESENT | _SWAPPED, _WRITTEN | _PRESENT | _SWAPPED,
             )
         )  # fmt: skip
         found = fcntl.ioctl(pagemap, _SCAN, argument)

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from agent.kernel import inject
 from agent.kernel.syscalls import MAX_VECTORS, read_memory
 from agent.memory.direct import written_by_devices
 from agent.memory.layout import PAGE, anonymous, present
@@ -80,6 +81,8 @@ class MemoryReader:
         What changes meanwhile may come or not; it does the next time, unless this is the `last`.
         Raises `OSError`.
         """
+        if self._tracker is not None and not last:
+            self._track_all(self._tracker)
         # Opened each time: what is open stays with the memory from before an execve(2).
         with _opened(self.pid, "mem") as memory, _opened(self.pid, "pagemap") as pagemap:
             for start, end in anonymous(self.pid):
@@ -121,14 +124,25 @@ class MemoryReader:
         if self._tracker is None:
             return None
         # A mapping that was not there before, in whole or in part, is an error. What was found up
-        # to there is lost then, and protected: all that is there counts as written.
-        for every in (False, True):
-            if every and not self._tracker.track(start, end):
-                break
-            with contextlib.suppress(OSError):
-                scan = self._tracker.written(pagemap, start, end, protect=not last, every=every)
-                return list(scan)
+        # to there is lost then, and protected: all that is there is gone through.
+        with contextlib.suppress(OSError):
+            return list(self._tracker.written(pagemap, start, end, protect=not last))
         return None
+
+    def _track_all(self, tracker: Tracker) -> None:
+        """Have the kernel tell of all mappings that there are now.
+
+        The process stands still meanwhile: part of a mapping that has changed since it was seen
+        would be cut off from the rest, and mremap(2) fails across that.
+        """
+        try:
+            with inject.still(self.pid):
+                for start, end in anonymous(self.pid):
+                    tracker.track(start, end)
+        except (ProcessLookupError, FileNotFoundError):
+            raise
+        except OSError:  # somebody traces it, for instance
+            self._stop_tracking()
 
     def _read_all(self, memory: int, ranges: Iterable[Range]) -> Iterator[Changes]:
         batch: list[Range] = []

@@ -54,10 +54,10 @@ class Tracker:
         return False
 
     def written(
-        self, pagemap_fd: int, start: int, end: int, *, protect: bool, every: bool
+        self, pagemap_fd: int, start: int, end: int, *, protect: bool
     ) -> Iterator[tuple[int, int]]:
         """As `pagemap.written`. Raises `OSError` where any of it is not tracked."""
-        return pagemap.written(pagemap_fd, start, end, protect=protect, every=every)
+        return pagemap.written(pagemap_fd, start, end, protect=protect)
 
     def close(self) -> None:
         """The process is as before. Idempotent."""

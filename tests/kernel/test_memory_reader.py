@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -462,3 +464,62 @@ def test_any_changes(process: Subject, copied: Look, seed: int) -> None:
                 assert copy.pages.get(number, ZEROS) == one
             else:
                 assert number not in sent
+
+
+_CHURN = """
+import ctypes, mmap, os, random, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+FAILED = ctypes.c_void_p(-1).value
+failed = 0
+def churn():
+    global failed
+    mappings = {}
+    while True:
+        number = random.randrange(48)
+        if number in mappings and random.random() < 0.5:
+            address, pages = mappings[number]
+            more = random.randrange(1, 60)
+            moved = libc.mremap(address, pages * 4096, more * 4096, 1)
+            if moved == FAILED:
+                failed += 1
+                continue
+            mappings[number] = moved, more
+        else:
+            if number in mappings:
+                address, pages = mappings.pop(number)
+                libc.munmap(address, pages * 4096)
+            pages = random.randrange(1, 60)
+            address = libc.mmap(None, pages * 4096, 3, 0x22, -1, 0)
+            ctypes.memset(address, number, pages * 4096)
+            mappings[number] = address, pages
+threading.Thread(target=churn, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    print(failed, flush=True)
+"""
+
+
+def test_a_process_that_changes_its_mappings_is_not_disturbed() -> None:
+    """No mapping is cut in two by the tracking of one that was there before."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _CHURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        pidfd = os.pidfd_open(process.pid)
+        reader = MemoryReader(process.pid, pidfd)
+        assert reader.tracked
+        for _ in range(100):
+            for _ in reader.changes():
+                pass
+            assert reader.tracked
+        reader.close()
+        os.close(pidfd)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "0\n"
+        process.kill()
