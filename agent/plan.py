@@ -84,7 +84,7 @@ class Plan:
     max_blackout: float = DEFAULT_MAX_BLACKOUT  # seconds
     memory_mode: str = STOP  # one of MEMORY_MODES
     max_rounds: int = 8  # of memory that goes ahead, before the process stands still
-    may_follow: bool = False  # pre-copy may become post-copy, where max_blackout would not hold
+    may_follow: bool = False  # pre-copy may become another, where max_blackout would not hold
     bandwidth: int = 0  # bytes a second of what goes ahead of the freeze; 0: no limit
     replay: bool = True
     boundary: bool = True  # false (tests only): everything is restored as already sent

@@ -22,13 +22,13 @@ from agent.kernel import limits, proc, uapi
 from agent.kernel.nflog import PacketLog
 from agent.kernel.seccomp import EpollTrust, filtered
 from agent.link import Link
-from agent.memory.ahead import Ahead, another, too_fast
+from agent.memory.ahead import Ahead, another, at_once, mapped, too_fast, too_large
 from agent.memory.serving import Serving
 from agent.netlock import apply, render
 from agent.netlock.apply import LockError
 from agent.netlock.render import Connection
 from agent.phases import Phases, SendEvent
-from agent.plan import POST_COPY, Plan
+from agent.plan import POST_COPY, STOP, Plan
 from agent.sync.source import SyncSource
 from agent.tcp import placing, time_wait
 from agent.tcp.dumping import dump
@@ -112,6 +112,12 @@ class SourceHost(Host):
             self._progress(done)
             gets_on()
 
+        size = mapped(self.pids())
+        if self._plan.may_follow and too_large(size, at_once(self._plan.memory)) is not None:
+            self.memory_mode = STOP
+            return
+        if (problem := too_large(size, self._plan.max_blackout)) is not None:
+            raise problem
         later = self.memory_mode == POST_COPY
         bandwidth = Bandwidth(self._plan.bandwidth)
         self._ahead = ahead = Ahead(link, progress, bandwidth, tracked=later)
@@ -120,10 +126,10 @@ class SourceHost(Host):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
             gets_on()
-        if later or (problem := too_fast(ahead.rounds, self._plan.max_blackout)) is None:
+        if later or (slow := too_fast(ahead.rounds, self._plan.max_blackout)) is None:
             return
         if not self._plan.may_follow:
-            raise problem
+            raise slow
         self.memory_mode = POST_COPY
 
     def open_sync(self, link: Link, gets_on: Callable[[], None]) -> SyncSource:

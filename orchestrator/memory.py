@@ -26,7 +26,7 @@ class Choice:
 
     mode: str
     why: str
-    may_follow: bool = False  # the source may go over to post-copy, as it sees the rounds
+    may_follow: bool = False  # the source may go over to another, as it sees more
 
 
 def choose(asked: str, memory: int, destination: str, host: HostFacts) -> Choice:
@@ -45,6 +45,8 @@ def choose(asked: str, memory: int, destination: str, host: HostFacts) -> Choice
 
 def told(choice: Choice, went: str, rounds: list[Any], limit: float) -> dict[str, str]:
     """{"mode", "why"} for a result. `went`: the mode that it came to; `limit`: seconds."""
+    if went == STOP != choice.mode:
+        return {"mode": went, "why": "it has too much mapped, used or not, to go ahead"}
     if went == choice.mode or len(rounds) < 2:
         return {"mode": choice.mode, "why": choice.why}
     last = rounds[-1]

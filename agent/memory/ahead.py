@@ -17,7 +17,7 @@ from agent.bandwidth import Bandwidth
 from agent.errors import AgentError
 from agent.image.records import CHUNK
 from agent.link import Link
-from agent.memory.layout import PAGE
+from agent.memory.layout import PAGE, anonymous
 from agent.memory.reader import Changes, MemoryReader
 from agent.memory.store import MAX_RUNS
 
@@ -25,6 +25,10 @@ _SMALL = 8 << 20  # bytes that are sent as fast in the blackout as a round could
 _SHRINKS = 0.7  # of the round before; else another brings nothing more
 _AT_HAND = 128 << 10  # bytes of one mapping that go at once rather than when they are asked for
 _AT_ONCE = 8  # spans read before others have their turn
+# Seconds a byte: CRIU allocates 16 bytes for each private page that there could be where somebody
+# else has the pages (create_page_pipe, criu/mem.c); and those that there are, shipped.
+_WITHOUT, _SHIPPED = 0.006 / (1 << 30), 1 / 1e9
+_SMALL_S = 0.05
 _SAY_EVERY = 5.0  # seconds until a record goes even where nothing has changed: silence is an end
 
 Progress = Callable[[int], None]
@@ -58,6 +62,37 @@ class DirtiesTooFast(AgentError):
         "Have it follow (--memory post-copy), allow more (--max-blackout), or come back when the "
         "process is less busy. Nothing was frozen."
     )
+
+
+class MappedTooLarge(AgentError):
+    code = "mapped-too-large"
+    template = (
+        "the process has {gib} GiB mapped, used or not: to dump it without its memory takes CRIU "
+        "{seconds} s in the blackout, longer than {limit} s"
+    )
+    hint_template = "Use --memory stop, or allow more (--max-blackout). Nothing was frozen."
+
+
+def mapped(pids: Iterable[int]) -> int:
+    """Bytes of private anonymous mappings, whether there is anything in them."""
+    size = 0
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
+            size += sum(end - start for start, end in anonymous(pid))
+    return size
+
+
+def too_large(size: int, limit: float) -> MappedTooLarge | None:
+    """That CRIU takes longer than `limit` seconds for so much that is mapped."""
+    seconds = size * _WITHOUT
+    if seconds <= limit:
+        return None
+    return MappedTooLarge(gib=size >> 30, seconds=f"{seconds:.1f}", limit=limit)
+
+
+def at_once(memory: int) -> float:
+    """Seconds that a process stands still for, about, if so much memory goes then."""
+    return _SMALL_S + memory * _SHIPPED
 
 
 def too_fast(rounds: Sequence[Round], limit: float) -> DirtiesTooFast | None:

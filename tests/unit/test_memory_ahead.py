@@ -15,10 +15,10 @@ from agent.bandwidth import Bandwidth
 from agent.custody import Custody
 from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
 from agent.memory import ahead as module
-from agent.memory.ahead import Ahead, DirtiesTooFast, Round, another, too_fast
+from agent.memory.ahead import Ahead, DirtiesTooFast, MappedTooLarge, Round, another, too_fast
 from agent.memory.reader import SPAN, Changes
 from agent.memory.store import MAX_RUNS
-from agent.plan import POST_COPY, PRE_COPY
+from agent.plan import POST_COPY, PRE_COPY, STOP
 from agent.source_host import SourceHost
 from tests.support.memory import PAGE, page, pages
 
@@ -95,6 +95,7 @@ class FakeReader:
 @pytest.fixture
 def link(monkeypatch: pytest.MonkeyPatch) -> FakeLink:
     monkeypatch.setattr(module, "MemoryReader", FakeReader)
+    monkeypatch.setattr(module, "anonymous", lambda pid: [])
     return FakeLink()
 
 
@@ -220,6 +221,21 @@ def test_what_would_stand_still_for_too_long_is_not_frozen() -> None:
     assert "post-copy" in error.hint
 
 
+@pytest.mark.parametrize(("gib", "may_follow", "mode"), [
+    (1024, True, STOP), (1024, False, None), (20, True, PRE_COPY), (20, False, PRE_COPY),
+])  # fmt: skip
+async def test_who_has_too_much_mapped_goes_at_once(
+    link: FakeLink, monkeypatch: pytest.MonkeyPatch, gib: int, may_follow: bool, mode: str | None
+) -> None:
+    monkeypatch.setattr(module, "anonymous", lambda pid: [(0, gib << 30)])
+    FakeReader.script = {1: [[]]}
+    host = host_with(memory_mode=PRE_COPY, max_rounds=1, max_blackout=3, may_follow=may_follow)
+    with contextlib.nullcontext() if mode else pytest.raises(MappedTooLarge, match="1024 GiB"):
+        await host.copy_ahead(link, lambda: None)
+    assert host.memory_mode == (mode or PRE_COPY)
+    assert (host._ahead is not None) == (mode == PRE_COPY)
+
+
 @pytest.mark.parametrize(("limit", "may_follow", "mode"), [
     (9.0, True, PRE_COPY), (9.0, False, PRE_COPY), (0.5, True, POST_COPY), (0.5, False, None),
 ])  # fmt: skip
@@ -247,7 +263,8 @@ def host_with(**plan: Any) -> Any:
     host: Any = object.__new__(SourceHost)
     host._plan = SimpleNamespace(memory=1 << 30, bandwidth=0, **plan)
     host.memory_mode = plan["memory_mode"]
-    host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11})
+    host._ahead = None
+    host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11}, pids=[1])
     host._opened = SimpleNamespace(callback=lambda _: None)
     host._send_event = lambda name, data: None
     return host

@@ -41,6 +41,7 @@ def test_what_became_of_it_is_told_with_the_round_that_decided() -> None:
     choice = Choice(PRE_COPY, "64 MiB go ahead while it runs", may_follow=True)
     kept = {"mode": PRE_COPY, "why": choice.why}
     assert told(choice, PRE_COPY, [ROUND, ROUND], 2.0) == kept
+    assert told(choice, STOP, [], 2.0)["mode"] == STOP
     changed = told(choice, POST_COPY, [ROUND, ROUND], 2.0)
     assert changed["mode"] == POST_COPY
     assert "300 MiB" in changed["why"] and "2 s" in changed["why"]
