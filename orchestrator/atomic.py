@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,23 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
             os.unlink(fresh)
         raise
     private.sync(path.parent)
+
+
+def behind(path: Path) -> Path | None:
+    """The regular file, there or not, that a path given by a person leads to: `replace` that.
+
+    None where it leads to a device, a pipe or the like, which is only written into. Raises
+    `OSError`.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return real
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    # An open file that was deleted (/dev/stdout) has no name: it cannot be replaced.
+    return real if real.exists() and real.samefile(path) else None
 
 
 def make(directory: Path) -> None:

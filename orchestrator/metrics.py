@@ -8,6 +8,7 @@ anew. Runs beside each other take turns (flock). `registry` is also for who serv
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sys
@@ -127,7 +128,9 @@ class Metrics:
         from prometheus_client import generate_latest
 
         with self._saying(f"no metrics in {self._file}"):
-            atomic.replace(self._file, generate_latest(self.registry()), 0o644)
+            if (file := atomic.behind(self._file)) is None:  # it was one when this began
+                raise OSError(errno.EINVAL, "it is no regular file any more")
+            atomic.replace(file, generate_latest(self.registry()), 0o644)
 
     def registry(self) -> Any:
         """All metrics, each time they are asked for as they stand then."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,12 +50,7 @@ def observed(command: Command) -> Command:
         from orchestrator.metrics import Metrics
 
         if metrics_file is not None:
-            directory = os.path.dirname(os.path.abspath(metrics_file))
-            if not os.access(directory, os.W_OK | os.X_OK):
-                raise click.UsageError(
-                    f"--metrics-file {metrics_file}: {directory} is no directory that this user "
-                    "may write to"
-                )
+            _check(metrics_file)
         level = log_level or (
             "debug" if given.get("verbose") else "warning" if given.get("quiet") else "info"
         )
@@ -67,3 +63,24 @@ def observed(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         run = option(run)
     return run
+
+
+def _check(file: str) -> None:
+    """Raises `click.UsageError` where the metrics could not be written there."""
+    from orchestrator import atomic
+
+    if not file:
+        raise click.UsageError("--metrics-file: the name of the file is empty; give one")
+    try:
+        place = atomic.behind(Path(file))
+    except OSError as error:
+        raise click.UsageError(f"--metrics-file {file}: {error.strerror}") from None
+    if place is None:
+        raise click.UsageError(
+            f"--metrics-file {file}: it is no regular file, and would be replaced by one; give the "
+            "name of a file"
+        )
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise click.UsageError(
+            f"--metrics-file {file}: {place.parent} is no directory that this user may write to"
+        )

@@ -44,6 +44,8 @@ def report(migration: str, page: str | None, as_json: bool) -> int:
     from orchestrator.reporting.model import report as made_of
     from orchestrator.reporting.terminal import lines
 
+    if page == "":
+        raise click.UsageError("--html: the name of the file is empty; give one, as page.html")
     try:
         made = made_of(_record(migration))
         if page is not None:
@@ -86,6 +88,11 @@ def _write(path: str, made: dict[str, Any]) -> None:
     mask = os.umask(0o077)
     os.umask(mask)
     try:
-        atomic.replace(Path(path), data, 0o666 & ~mask)
+        file = atomic.behind(Path(path))
+        if file is not None:
+            atomic.replace(file, data, 0o666 & ~mask)
+        else:
+            with open(path, "wb") as device:
+                device.write(data)
     except OSError as error:
         raise PageUnwritten(path=path, detail=error.strerror or str(error)) from None

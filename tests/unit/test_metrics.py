@@ -223,3 +223,27 @@ def test_a_directory_that_is_not_there_is_known_before(
     assert run([*MOVE, "--metrics-file", str(missing), "--json"]) == 2
     assert str(missing.parent) in json.loads(capsys.readouterr().out)["error"]["message"]
     assert os.listdir(tmp_path) == []
+
+
+def test_the_file_of_a_link_is_replaced_and_the_link_stays(place: Place) -> None:
+    target = place.file.with_name("target.prom")
+    place.file.symlink_to(target)
+    place.run().migration(result())
+    assert place.file.is_symlink() and target.is_file()
+    assert place.sample("migrations_total", outcome="migrated") == 1
+
+
+def test_what_is_no_file_is_refused_and_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        assert run([*MOVE, "--metrics-file", str(path)]) == 2
+        assert f"--metrics-file {path}: it is no regular file" in capsys.readouterr().err
+        Metrics(str(path), tmp_path / "state").write()  # it became one later
+        assert "it is no regular file any more" in capsys.readouterr().err
+    assert pipe.is_fifo() and link.is_symlink()
+    assert run([*MOVE, "--metrics-file", ""]) == 2
+    assert "the name of the file is empty" in capsys.readouterr().err

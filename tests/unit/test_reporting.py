@@ -6,10 +6,12 @@ import copy
 import functools
 import json
 import math
+import os
 import random
 import re
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -406,6 +408,40 @@ def test_a_page_that_cannot_be_written(
     missing = tmp_path / "missing/page.html"
     status, out, err = said(capsys, "last", "--html", str(missing))
     assert status == 3 and out == "" and str(missing) in err
+
+
+def test_a_page_goes_where_its_path_leads(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(directory, "stop")
+    for there in (True, False):
+        target, link = tmp_path / f"target-{there}", tmp_path / f"link-{there}"
+        if there:
+            target.write_text("of before")
+        link.symlink_to(target.name)
+        assert said(capsys, "last", "--html", str(link))[0] == 0
+        assert link.is_symlink() and target.read_text().startswith("<!")
+
+
+def test_a_pipe_is_written_into_and_stays(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(directory, "stop")
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with ThreadPoolExecutor() as pool:
+            read = pool.submit(pipe.read_text)
+            assert said(capsys, "last", "--html", str(path))[0] == 0
+            assert read.result(10).startswith("<!")
+    assert pipe.is_fifo() and link.is_symlink()
+
+
+def test_a_page_without_a_name(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(directory, "stop")
+    status, out, err = said(capsys, "last", "--html", "")
+    assert status == 2 and out == "" and "--html: the name of the file is empty" in err
 
 
 def test_a_record_without_an_account_is_reported_too() -> None:
