@@ -141,7 +141,9 @@ class Conductor:
         agents = self._reach(self._ssh_config)
         asked = Asked(begun.drain, begun.defaults, begun.hosts)
         try:
-            await resuming.resume(journal, agents, asked, self._records, self._listener)
+            await resuming.resume(
+                journal, agents, asked, self._records, self._listener, ended=self._ended
+            )
             return await self._run(journal, agents, asked)
         finally:
             await agents.close()

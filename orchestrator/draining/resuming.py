@@ -11,7 +11,7 @@ from orchestrator.draining.beginning import Asked, survey_again
 from orchestrator.draining.journal import Item, Journal
 from orchestrator.draining.logged import Listener
 from orchestrator.errors import told
-from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
+from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
 from orchestrator.records import RecordDamaged, Records, is_open
 from orchestrator.recovering import Recoverer, Report
 
@@ -25,12 +25,21 @@ async def resume(
     records: Records,
     listener: Listener,
     recover: Recover | None = None,
+    ended: Callable[[Json], None] = lambda _result: None,
 ) -> None:
-    """Bring the journal's items to where they can be gone on with. Raises `AgentError`."""
+    """Bring the journal's items to where they can be gone on with. Raises `AgentError`.
+
+    `ended` is told the result of each migration that had none before.
+    """
     ssh_config = journal.begun.ssh_config
 
     async def by_ssh(migration: str) -> Report:
-        (report,) = await Recoverer(ssh_config, records).recover(migration)
+        worker = Recoverer(ssh_config, records)
+        try:
+            (report,) = await worker.recover(migration)
+        finally:
+            for result in worker.first_ends:  # whoever began it was killed before it counted
+                ended(result)
         return report
 
     for item in journal.items.values():

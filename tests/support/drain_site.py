@@ -26,10 +26,13 @@ class Site:
         self.told = Told(self.world)
         self.records = records(directory)
         self.moves = mover(self.world)
+        self.ended: list[Json] = []  # results that were to be counted
         self.conductor = self.fresh()
 
     def fresh(self) -> Conductor:
-        return Conductor(None, self.told, self.records, lambda _: self.world, self.moves)
+        return Conductor(
+            None, self.told, self.records, lambda _: self.world, self.moves, ended=self.ended.append
+        )
 
     async def drain(self, dry_run: bool = False, hosts: Any = None, **drain: Any) -> Json:
         async with asyncio.timeout(10):

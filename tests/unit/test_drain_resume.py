@@ -152,7 +152,9 @@ async def test_what_was_on_the_move_is_recovered_first(
                      "lost": False, "host_id": ""}  # fmt: skip
         if outcome == "in-doubt":
             side = AgentError(detail="not reached")
-        return [Report(Named(migration, "src", "dst", 4101), Recovered(outcome, side, side))]
+        report = Report(Named(migration, "src", "dst", 4101), Recovered(outcome, side, side))
+        assert self._remember(report)
+        return [report]
 
     monkeypatch.setattr("orchestrator.recovering.Recoverer.recover", recover)
     site.world.gates.clear()
@@ -161,6 +163,10 @@ async def test_what_was_on_the_move_is_recovered_first(
     assert found(result) == {"w4101": first, "w4102": "moved"} and len(recovered) == 1
     assert site.status(result) == (4 if outcome == "in-doubt" else 0)
     assert site.where(4101) == (["src"] if outcome == "in-doubt" else ["dst"])
+    counted = [one["outcome"] for one in site.ended if one["id"] in recovered]
+    assert counted == ([] if outcome == "in-doubt" else [outcome])
+    await site.resume(drain)
+    assert [one["id"] for one in site.ended].count(recovered[0]) == len(counted)
     if outcome == "in-doubt":
         assert journals.unfinished() == [drain]
 
