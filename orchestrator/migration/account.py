@@ -23,6 +23,7 @@ from orchestrator.migration.run import Listener
 _LOG = logging.getLogger(__name__)
 _LONGEST = 4096  # characters of a command line, or of a note
 _MOST = 1000  # phases, or notes, that are kept
+_ROLES = ("source", "destination")
 _LEVELS = {results.IN_DOUBT: logging.ERROR, results.MIGRATED: logging.INFO}
 
 
@@ -60,7 +61,13 @@ def checked(value: object, where: str) -> Account:
     if not isinstance(value, dict):
         raise ProtocolError(detail=f"in {where}: {shown(value)} is no account")
     known = get_type_hints(Account)
-    return validate({name: one for name, one in value.items() if name in known}, Account, where)
+    made = validate({name: one for name, one in value.items() if name in known}, Account, where)
+    for index, span in enumerate(made["timeline"]):
+        if span["role"] not in _ROLES:
+            raise ProtocolError(
+                detail=f"in {where}.timeline[{index}].role: {shown(span['role'])} is no role"
+            )
+    return made
 
 
 class Asked(Protocol):

@@ -390,15 +390,20 @@ def test_where_there_is_none(
 
 
 def test_a_record_that_is_damaged_is_named(
-    directory: Path, capsys: pytest.CaptureFixture[str]
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (migration,) = keep(directory, "stop")
     path = directory / f"{migration}.json"
     record = json.loads(path.read_text())
-    for spoil in ({"account": {"comm": 1}}, {"account": []}, {"result": 5}):
+    role = copy.deepcopy(record["account"])
+    role["timeline"][0]["role"] = "elsewhere"
+    spoilt = ({"account": {"comm": 1}}, {"account": []}, {"result": 5}, {"account": role})
+    for spoil in spoilt:
         path.write_text(json.dumps({**record, **spoil}))
-        status, _, err = said(capsys, "last")
-        assert status == 3 and str(path) in err
+        for more in ([], ["--html", str(tmp_path / "page.html")]):
+            status, _, err = said(capsys, "last", *more)
+            assert status == 3 and str(path) in err
+    assert "timeline[0].role" in err and not (tmp_path / "page.html").exists()
 
 
 def test_a_page_that_cannot_be_written(
