@@ -1,7 +1,7 @@
 """What was decided and what came of it: an SQLite file, on disk before it is acted upon.
 
-In the user's state directory: streamferry/schedule.db, 0600. Whoever serves it holds the lock of
-the file beside it (flock), which has its PID; the other verbs read it, pause, and ask for runs.
+In the user's state directory: streamferry/schedule.db, 0600. Whoever serves it holds its lock
+(flock, which does not meet SQLite's own); the other verbs read it, pause, and ask for runs.
 """
 
 from __future__ import annotations
@@ -233,24 +233,26 @@ class Store:
 
 
 class Lock:
-    """Of who serves a store, for as long as it lives."""
+    """Of who serves a store, for as long as it lives.
+
+    It is of the database itself, so no other name of it, and nothing that is removed beside it,
+    lets a second server in. It is to be taken before the store is opened, and released after that
+    was closed: who closes a file loses all locks that SQLite has on it in this process (fcntl).
+    """
 
     def __init__(self, store: Path) -> None:
         """Raises `ServedAlready`, `StoreUnwritten`."""
-        self._path = lock_of(store)
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(store, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreUnwritten(path=str(store), detail=error.strerror or "") from error
         try:
             self._take()
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError:
-            pid = os.pread(self._fd, 20, 0).decode(errors="replace").strip() or "?"
+            pid = _holder(self._fd) or "?"
             os.close(self._fd)
-            raise ServedAlready(path=str(store), pid=pid) from None
+            raise ServedAlready(path=str(store), pid=str(pid)) from None
         except OSError as error:
             os.close(self._fd)
             raise StoreUnwritten(path=str(store), detail=error.strerror or "") from error
@@ -267,24 +269,34 @@ class Lock:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def lock_of(store: Path) -> Path:
-    return store.with_name(f"{store.name}.lock")
-
-
 def server_of(store: Path) -> int | None:
-    """The PID of who serves a store; None where nobody does."""
+    """The PID of who serves a store, 0 where it cannot be told; None where nobody does.
+
+    Not to be asked while this process has a transaction in it (`Lock`).
+    """
     try:
-        fd = os.open(lock_of(store), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(store, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        text = os.pread(fd, 20, 0).decode(errors="replace").strip()
-        return int(text) if text.isdecimal() else 0
+        return _holder(fd)
     finally:
         os.close(fd)
+
+
+def _holder(fd: int) -> int:
+    """The PID of who has a file's lock, as the kernel lists it (proc_locks(5)); else 0."""
+    found = os.fstat(fd)
+    file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            match line.split():
+                case [_, "FLOCK", _, "WRITE", pid, at, *_] if at == file:
+                    return int(pid)
+    return 0
 
 
 def _ms(seconds: float | None) -> int | None:

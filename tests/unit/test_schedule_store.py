@@ -6,6 +6,8 @@ import contextlib
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -163,3 +165,32 @@ def test_the_lock_says_who_holds_it(path: Path) -> None:
     lock.release()
     assert server_of(path) is None
     Lock(path).release()
+
+
+def test_no_other_name_of_the_store_lets_a_second_in(path: Path, tmp_path: Path) -> None:
+    lock = Lock(path)
+    with contextlib.closing(filled(path)):
+        assert [one.name for one in path.parent.iterdir()] == [path.name]  # nothing to be removed
+    symbolic, hard = tmp_path / "symbolic.db", tmp_path / "hard.db"
+    symbolic.symlink_to(path)
+    hard.hardlink_to(path)
+    for name in (symbolic, hard):
+        assert server_of(name) == os.getpid()
+        with pytest.raises(ServedAlready, match=f"{os.getpid()}"):
+            Lock(name)
+    lock.release()
+    Lock(hard).release()
+
+
+def test_the_lock_does_not_meet_those_of_sqlite(path: Path) -> None:
+    lock = Lock(path)
+    with contextlib.closing(filled(path)) as store, store.transaction():
+        store.add(Run("nightly", NOON, "running"))
+        code = (
+            "import sqlite3, sys; "
+            "sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+        )
+        other = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)
+        assert b"database is locked" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == 0
+    lock.release()

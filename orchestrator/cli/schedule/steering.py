@@ -29,8 +29,9 @@ def run(name: str, store: str | None, as_json: bool) -> int:
 
     path = store_path(store)
     try:
+        server = server_of(path)
         with changing(path, name) as (found, row):
-            if server_of(path) is None:
+            if server is None:
                 raise NotServed(path=str(path), name=name)
             if row.state != SERVED:
                 raise CannotRun(name=name, detail=row.why)
