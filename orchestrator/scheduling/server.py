@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from orchestrator.scheduling.clock import Clock
 from orchestrator.scheduling.deciding import (
     FAILED,
     INTERRUPTED,
+    MISSED,
     OVER,
     RUNNING,
     WAITING,
@@ -26,11 +29,13 @@ from orchestrator.scheduling.deciding import (
 from orchestrator.scheduling.errors import SameName
 from orchestrator.scheduling.notify import Notifier
 from orchestrator.scheduling.standing import stands
-from orchestrator.scheduling.store import GONE, SERVED, Row, Run, Store
+from orchestrator.scheduling.store import GONE, SERVED, WRONG, Row, Run, Store
 from orchestrator.scheduling.times import Times
 from orchestrator.scheduling.working import Ended, Keep, Work
 
 LOOK = 1.0  # seconds between two looks at the files, the store and the clock
+_LOG = logging.getLogger(__name__)
+_LEVELS = {FAILED: logging.ERROR, MISSED: logging.WARNING, INTERRUPTED: logging.WARNING}
 Make = Callable[[Run, str, Keep], Work]
 
 
@@ -167,9 +172,14 @@ class Server:
                         over.append(run)
                 rows[name] = row
         for row in rows.values():
-            self._note_once(row.name, f"{row.name}: {row.why}" if row.why else "")
+            said = f"{row.name}: {row.why}" if row.why else ""
+            if row.state == WRONG and self._said.get(row.name) != said:
+                about = {"playbook": row.name, "path": row.path, "why": row.why}
+                _LOG.warning("playbook wrong", extra=about)
+            self._note_once(row.name, said)
         self._shown = rows
         for run in over:
+            _log("run over", run)
             self._listener.ended(run, [])
         return begun
 
@@ -230,6 +240,7 @@ class Server:
     def _begin(self, runs: list[tuple[Run, str]]) -> None:
         for run, path in runs:
             work = self._work[run.playbook] = self._make(run, path, self._keep)
+            _log("run begun" if run.times == 1 else "run gone on with", run)
             self._listener.begun(run)
             self._tasks.add(task := asyncio.create_task(self._carry(run, work)))
             task.add_done_callback(self._tasks.discard)
@@ -249,6 +260,7 @@ class Server:
             self._write_late()
         except AgentError as error:
             self._note_once("store", error.message)
+        _log("run over" if run.state in OVER else "run interrupted", run)
         self._listener.ended(run, ended.results)
         self._wakes.set()
 
@@ -273,3 +285,13 @@ class Server:
             self._said[about] = text
             if text:
                 self._listener.note(text)
+
+
+def _log(event: str, run: Run) -> None:
+    """A line in the log, with what names the run and its drains."""
+    due = datetime.datetime.fromtimestamp(run.due, datetime.UTC)
+    _LOG.log(_LEVELS.get(run.state, logging.INFO), event, extra={
+        "playbook": run.playbook, "due": due.isoformat(timespec="milliseconds"),
+        "state": run.state, "why": run.why or None,
+        "drains": [one["id"] for one in run.drains if one["id"]] or None,
+    })  # fmt: skip

@@ -6,9 +6,9 @@ import datetime
 import sys
 from typing import Any
 
-from orchestrator import report
+from orchestrator import log, report
 from orchestrator.draining.journal import Item
-from orchestrator.scheduling.deciding import RUNNING
+from orchestrator.scheduling.deciding import FAILED, RUNNING
 from orchestrator.scheduling.store import SERVED, Row, Run
 from orchestrator.scheduling.times import Times
 
@@ -23,7 +23,9 @@ class Silent:
 
     def begun(self, run: Run) -> None: ...
 
-    def ended(self, run: Run, results: list[Json]) -> None: ...
+    def ended(self, run: Run, results: list[Json]) -> None:
+        if run.state == FAILED and not log.takes_stderr():  # there it is already
+            self.note(end_of(run))
 
 
 class Lines(Silent):
@@ -38,8 +40,7 @@ class Lines(Silent):
         self.note(f"{run.playbook}: the run of {shown(run.due)} {word}: {drains}")
 
     def ended(self, run: Run, results: list[Json]) -> None:
-        why = f": {run.why}" if run.why else ""
-        self.note(f"{run.playbook}: the run of {shown(run.due)} is {run.state}{why}")
+        self.note(end_of(run))
 
 
 class Draining:
@@ -58,6 +59,11 @@ class Draining:
 
     def note(self, text: str) -> None:
         self._to.note(f"{self._name}: {text}")
+
+
+def end_of(run: Run) -> str:
+    why = f": {run.why}" if run.why else ""
+    return f"{run.playbook}: the run of {shown(run.due)} is {run.state}{why}"
 
 
 def shown(moment: float | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.playbook.reading import PlaybookInvalid
 from orchestrator.scheduling.errors import NothingScheduled, SameName, ServedAlready
 from orchestrator.scheduling.store import Run, Store
+from orchestrator.scheduling.view import Silent
 from tests.support.polling import until
 from tests.support.schedules import NOON, Desk
 
@@ -260,3 +261,32 @@ async def test_one_that_is_wrong_does_not_keep_the_others_from_being_served(desk
     async with desk.serving():
         await desk.at(60, "running")
         assert [one for one in desk.notes if "never fires" in one] and len(desk.notes) == 1
+
+
+async def test_what_happens_is_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "orchestrator.scheduling.server")
+    book = desk.write(**MINUTELY)
+    async with desk.serving():
+        (run,) = await desk.at(60, "running")
+        await desk.at(120, "running", "skipped")
+        await until(lambda: desk.held)
+        desk.held[0].end("failed", "src: it did not work")
+        await desk.at(125, "failed", "skipped")
+        book.write_text(book.read_text().replace("drains", "drain"))
+        await until(lambda: desk.wake() or "playbook wrong" in caplog.messages)
+    lines = [one.__dict__ for one in caplog.records]
+    assert [(one["levelname"], one["msg"], one.get("state")) for one in lines] == [
+        ("INFO", "run begun", "running"), ("INFO", "run over", "skipped"),
+        ("ERROR", "run over", "failed"), ("WARNING", "playbook wrong", None),
+    ]  # fmt: skip
+    assert lines[2]["why"] == "src: it did not work"
+    assert lines[0]["drains"] == [one["id"] for one in run.drains]
+    assert {one["playbook"] for one in lines} == {"nightly"} and lines[3]["path"] == str(book)
+
+
+def test_a_quiet_server_says_what_failed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for state in ("done", "skipped", "failed"):
+        Silent().ended(Run("nightly", NOON, state, "src: it did not work"), [])
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("nightly") == 1
+    assert "is failed: src: it did not work" in told.err
