@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from agent.errors import AgentError
 from agent.plan import Plan
-from orchestrator.draining import states
+from orchestrator.draining import outcome, states
 from orchestrator.draining.agents import Agents
 from orchestrator.draining.journal import DrainUnwritten, Item, Journal
 from orchestrator.draining.logged import Listener, Logged
@@ -161,9 +161,9 @@ class Drain:
             item.state = self._scheduler.states[item.key] = states.WAITING  # nothing was touched
             raise
         error = move.result["error"]
-        outcome = move.result["outcome"]
+        came = move.result["outcome"]
         lost = error is not None and error["code"] == "copy-lost"
-        if outcome == MIGRATED and not lost:
+        if came == MIGRATED and not lost:
             item.moved = True
             item.blackout_ms = move.result["blackout_ms"]
             item.stall_ms = stall_ms(move.result)
@@ -171,7 +171,7 @@ class Drain:
             await self._check(item)
             return
         item.error = told(move.error) if move.error else _told(error)
-        if outcome == IN_DOUBT:
+        if came == IN_DOUBT:
             state = states.IN_DOUBT
         elif lost:
             state = states.LOST
@@ -261,14 +261,14 @@ class Drain:
     async def _return(self, item: Item) -> None:
         self._enter(item, states.RETURNING)
         move = await self._go(item, item.destination, self._drain.node, True)
-        outcome, error = move.result["outcome"], move.result["error"]
-        if outcome == IN_DOUBT:
+        came, error = move.result["outcome"], move.result["error"]
+        if came == IN_DOUBT:
             item.error = _told(error)
             self._enter(item, states.IN_DOUBT)
         elif error and error["code"] == "copy-lost":
             item.error = _told(error)
             self._enter(item, states.LOST)
-        elif outcome != MIGRATED:
+        elif came != MIGRATED:
             self._listener.note(f"{item.key} could not be moved back: {error['message']}")
             self._enter(item, states.UNWELL)
         else:
@@ -277,6 +277,7 @@ class Drain:
     async def returned(self, item: Item) -> None:
         """It is on its node again: is it well there?"""
         item.moved = False
+        item.error = outcome.moved_back(item.error, self._drain.node)
         health = self.workload(item).health
         unwell = None
         if health is not None:

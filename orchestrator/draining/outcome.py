@@ -86,6 +86,14 @@ def _first(rows: list[Item]) -> dict[str, str] | None:
     return None
 
 
+def moved_back(error: dict[str, str] | None, node: str) -> dict[str, str] | None:
+    """What was wrong at the destination, of a workload that is on its node again."""
+    if error is None:
+        return None
+    hint = "Before the next drain, see why; the check is `health` in the playbook."
+    return {**error, "message": f"{error['message']}; it was moved back to {node}", "hint": hint}
+
+
 def exit_status(results: list[Json], errors: list[AgentError]) -> int:
     """Of all drains of a playbook: the most serious."""
     if any(one.exit_status == EXIT_USAGE for one in errors):

@@ -10,6 +10,7 @@ from orchestrator.draining.agents import Agents
 from orchestrator.draining.beginning import Asked, survey_again
 from orchestrator.draining.journal import Item, Journal
 from orchestrator.draining.logged import Listener
+from orchestrator.draining.outcome import moved_back
 from orchestrator.errors import told
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
 from orchestrator.records import RecordDamaged, Records, is_open
@@ -45,6 +46,8 @@ async def resume(
     for item in journal.items.values():
         if item.state in (states.MOVING, states.RETURNING, states.IN_DOUBT):
             await _settle(item, records, recover or by_ssh, listener)
+            if item.state == states.RETURNED:
+                item.error = moved_back(item.error, asked.drain.node)
             journal.note(item)
     waiting = [one for one in journal.items.values() if one.state == states.WAITING]
     if waiting:

@@ -292,6 +292,8 @@ async def test_one_that_is_not_well_goes_back(site: Site) -> None:
     assert site.where(4101) == ["src"] and site.status(result) == 1
     said = row(result, "w4101")["error"]
     assert said["code"] == "unwell" and "on dst within 50ms: it is ill" in said["message"]
+    assert said["message"].endswith("; it was moved back to src") and "there" not in said["hint"]
+    assert "moved back to src" in result["error"]["message"]
     back = site.world.moves[1 if site.world.moves[1].request.pid == 4101 else 2].request
     assert (back.source, back.destination, back.options.returns) == ("dst", "src", True)
     assert "src: command ping" in site.world.asked
