@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+from agent.errors import shown
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -13,17 +16,18 @@ _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd])")
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|[KMGT]iB)")
 LONGEST = 366 * 86400.0
+LARGEST = 1 << 60  # bytes
 
 
 def seconds(text: object) -> float:
     """Raises `ValueError` in words for a person."""
     if isinstance(text, bool) or not isinstance(text, str):
-        raise ValueError(f"write a duration with its unit, as 30s, 5m or 1h30m, not {text!r}")
+        raise ValueError(f"write a duration with its unit, as 30s, 5m or 1h30m, not {shown(text)}")
     if not _DURATION.fullmatch(text):
-        raise ValueError(f"{text!r} is not a duration: write 30s, 5m or 1h30m")
+        raise ValueError(f"{shown(text)} is not a duration: write 30s, 5m or 1h30m")
     total = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
     if not 0 < total <= LONGEST:
-        raise ValueError(f"{text!r} is not between 0 and 366 days")
+        raise ValueError(f"{shown(text)} is not between 0 and 366 days")
     return total
 
 
@@ -31,8 +35,11 @@ def size(text: object) -> int:
     """Bytes. Raises `ValueError` in words for a person."""
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"write a size with its unit, as 512MiB or 4GiB, not {text!r}")
-    return int(float(match[1]) * _BYTES[match[2]])
+        raise ValueError(f"write a size with its unit, as 512MiB or 4GiB, not {shown(text)}")
+    bytes_ = Decimal(match[1]) * _BYTES[match[2]]
+    if bytes_ > LARGEST:
+        raise ValueError(f"{shown(text)} is more than {LARGEST >> 40}TiB")
+    return int(bytes_)
 
 
 def spelt(duration: float) -> str:

@@ -14,9 +14,12 @@ import yaml
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_DIGITS = 100  # of a number: Python itself turns no more than 4300 into an integer
 _TAG = "tag:yaml.org,2002:"
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+]?[0-9]+)?")
+_NO_TEXT = "has half of a character (a surrogate) in it, which cannot be written as UTF-8"
+_WRITE_IT = "Write the character itself, or its number as \\UXXXXXXXX."
 _ONLY_IN_1_2 = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+|0o[0-7]+")
 
 Path = tuple[str | int, ...]
@@ -60,6 +63,11 @@ def named(path: Path) -> str:
     return text
 
 
+def _escaped(text: str) -> str:
+    """What of it cannot be written as UTF-8 as `\\ud800`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def read(text: str) -> Source:
     """Never raises."""
     source = Source()
@@ -70,7 +78,7 @@ def read(text: str) -> Source:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         source.problems.append(_syntax(error))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter: "\\UFFFFFFFF"
         source.problems.append(Problem(0, 0, "", f"the file is not YAML: {error}"))
     except RecursionError:
         source.problems.append(Problem(0, 0, "", "the file is nested too deeply"))
@@ -127,7 +135,7 @@ class _Walk:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             mark = key_node.start_mark
-            shown = str(getattr(key_node, "value", ""))[:60]
+            shown = _escaped(str(getattr(key_node, "value", ""))[:60])
             here = (*path, shown)
             place = (mark.line + 1, mark.column + 1)
             if here in self._source.keys:
@@ -142,18 +150,26 @@ class _Walk:
                 self._refuse(here, "merge keys (`<<`) are not taken", "Write it out.", key=True)
             elif not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_TAG}str":
                 self._refuse(here, f"the key `{shown}` is not read as text", "Quote it.", key=True)
+            elif (key := _escaped(key_node.value)) != key_node.value:
+                self._refuse(here, f"the key `{shown}` {_NO_TEXT}", _WRITE_IT, key=True)
             else:
-                found[key_node.value] = self.value(value_node, (*path, key_node.value))
+                found[key] = self.value(value_node, (*path, key))
         return found
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         kind, text = node.tag.removeprefix(_TAG), str(node.value)
+        if _escaped(text) != text:
+            self._refuse(path, f"the text {_NO_TEXT}", _WRITE_IT)
+            return None
         if node.style is not None or kind not in (
             "str", "int", "float", "bool", "null", "timestamp", "value", "merge",
         ):  # fmt: skip
             if kind != "str":
                 self._refuse(path, f"tags are not taken, `{node.tag}` neither", "Leave it out.")
             return text
+        if kind in ("int", "float") and len(text) > MAX_DIGITS:
+            self._refuse(path, f"a number of {len(text)} characters is too long")
+            return None
         if kind == "bool" and text in ("true", "false"):
             return text == "true"
         if kind == "int" and _DECIMAL.fullmatch(text):

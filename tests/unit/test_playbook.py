@@ -167,6 +167,15 @@ WRONG = {
                "5m apart", ""),
     "window": (HEAD + "schedule: {cron: 0 3 * * *, jitter: 6m, window: 5m}\n", 5,
                "schedule.window", "may be over", ""),
+    "endless-number": (HEAD + f"    max_parallel: {'1' * 5000}\n", 5, "drains[0].max_parallel",
+                       "a number of 5000 characters", ""),
+    "half-a-character": (HEAD + '    reason: "a\\ud800"\n', 5, "drains[0].reason",
+                         "half of a character", "Write the character itself"),
+    "half-a-character-in-a-key": (HEAD + '    "\\ud800": 1\n', 5, "drains[0].\\ud800",
+                                  "the key `\\ud800` has half", "Write the character itself"),
+    "endless-size": (HEAD + WORKLOADS
+                     + workload("one", f"migrate: {{bandwidth: {'9' * 400}GiB}}"), 8,
+                     "drains[0].workloads[0].migrate.bandwidth", "is more than 1048576TiB", ""),
     "run-and-no-cordon": (HEAD + "    cordon: false\n    when_empty: {run: [reboot]}\n", 6,
                           "drains[0].when_empty", "not cordoned", ""),
 }  # fmt: skip
@@ -207,6 +216,7 @@ def test_what_is_nested_or_large_without_end() -> None:
         f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(20)
     )
     assert "anchors" in read(bomb).problems[0].message
+    assert "not YAML" in read(r'a: "\UFFFFFFFF"').problems[0].message
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -252,8 +262,9 @@ def test_no_durations(text: object) -> None:
 
 def test_sizes() -> None:
     assert (size("4GiB"), size("1.5 MiB"), size("0B")) == (4 << 30, 3 << 19, 0)
-    for text in ("4", "4GB", "", None, 4):
-        with pytest.raises(ValueError, match="size"):
+    assert size(f"{(1 << 60) - 1}B") == (1 << 60) - 1
+    for text in ("4", "4GB", "", None, 4, "9" * 5000 + "TiB"):
+        with pytest.raises(ValueError, match="size|is more than"):
             size(text)
 
 
