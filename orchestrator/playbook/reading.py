@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,8 +16,8 @@ from agent.errors import EXIT_USAGE, AgentError, shown
 from orchestrator.playbook import rules
 from orchestrator.playbook.model import Hosts, Playbook
 from orchestrator.playbook.rules import meant
+from orchestrator.playbook.yaml_source import MAX_BYTES, TOO_LARGE, Problem, Source, read
 from orchestrator.playbook.yaml_source import Path as Place
-from orchestrator.playbook.yaml_source import Problem, Source, read
 
 _T = TypeVar("_T", bound=BaseModel)
 
@@ -79,14 +80,35 @@ def read_hosts(path: str) -> Checked[Hosts]:
     return _read(path, Hosts)[0]
 
 
+def text_of(path: str) -> str:
+    """What a file says. Waits for no pipe, and reads no more than a playbook may have.
+
+    Raises `ValueError` in words for a person.
+    """
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is not a regular file")
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_BYTES:
+        raise ValueError(TOO_LARGE)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not text (UTF-8)") from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 def _read(path: str, model: type[_T]) -> tuple[Checked[_T], Source]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        said = f"it cannot be read: {error.strerror or error}"
-        return Checked(path, None, [Problem(0, 0, "", said)]), Source()
-    except UnicodeDecodeError:
-        return Checked(path, None, [Problem(0, 0, "", "it is not text (UTF-8)")]), Source()
+        text = text_of(path)
+    except ValueError as error:
+        return Checked(path, None, [Problem(0, 0, "", str(error))]), Source()
     source = read(text)
     if source.problems:
         return Checked(path, None, sorted(source.problems)), source

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 256 << 10  # which takes some seconds to parse at worst
+TOO_LARGE = f"the file is larger than {MAX_BYTES >> 10} KiB"
 MAX_DEPTH = 20
 MAX_DIGITS = 100  # of a number: Python itself turns no more than 4300 into an integer
 _TAG = "tag:yaml.org,2002:"
@@ -72,7 +73,7 @@ def read(text: str) -> Source:
     """Never raises."""
     source = Source()
     if len(text.encode(errors="replace")) > MAX_BYTES:
-        source.problems.append(Problem(0, 0, "", f"the file is larger than {MAX_BYTES >> 20} MiB"))
+        source.problems.append(Problem(0, 0, "", TOO_LARGE))
         return source
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.playbook.model import Playbook, Schedule
-from orchestrator.playbook.reading import PlaybookInvalid, read_playbook
+from orchestrator.playbook.reading import PlaybookInvalid, read_playbook, text_of
 from orchestrator.playbook.yaml_source import read
 from orchestrator.scheduling.errors import NothingScheduled, SameName
 
@@ -126,8 +126,8 @@ def _meant(path: str) -> bool:
     """Whether a file of a directory that is wrong is a playbook with a schedule: an inventory
     is no playbook, and others are none of ours."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = text_of(path)
+    except ValueError:
         return False
     value = read(text).value
     return "schedule:" in text if value is None else isinstance(value, dict) and "schedule" in value

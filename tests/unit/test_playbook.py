@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "No such file" in read_playbook(str(tmp_path / "none")).problems[0].message
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
     assert "not text" in read_playbook(str(tmp_path / "binary")).problems[0].message
+    assert "null byte" in read_playbook("a\0b").problems[0].message
+
+
+def test_what_is_no_regular_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", "/dev/zero"):
+        assert "not a regular file" in read_playbook(str(path)).problems[0].message
+
+
+def test_of_a_file_without_end_little_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "larger than 256 KiB" in read_playbook(str(tmp_path / "large.yaml")).problems[0].message
 
 
 def test_a_playbook_survives_being_written_down() -> None:
