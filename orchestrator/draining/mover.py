@@ -90,7 +90,7 @@ class Mover:
         if limits.per_gib is not None:
             most = limits.per_gib * max(1, -(-self._memory // _GIB))
             if since_begin > most:
-                return f"limits.per_gib allows {spelt(most)} for its memory"
+                return f"limits.per_gib allows {spelt(round(most, 3))} for its memory"
         if limits.no_progress is not None and since_heard > limits.no_progress:
             return f"no progress for {spelt(limits.no_progress)}, in the phase {self._phase}"
         return ""

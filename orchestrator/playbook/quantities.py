@@ -10,12 +10,16 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from agent.errors import shown
 
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# In decimal numbers: what is read, written and read again is the same to the last bit.
+_SECONDS = {
+    "d": Decimal(86400), "h": Decimal(3600), "m": Decimal(60), "s": Decimal(1),
+    "ms": Decimal("0.001"),
+}  # fmt: skip
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd])")
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|[KMGT]iB)")
-LONGEST = 366 * 86400.0
+SHORTEST, LONGEST = Decimal("0.001"), Decimal(366 * 86400)  # seconds
 LARGEST = 1 << 60  # bytes
 
 
@@ -25,10 +29,10 @@ def seconds(text: object) -> float:
         raise ValueError(f"write a duration with its unit, as 30s, 5m or 1h30m, not {shown(text)}")
     if not _DURATION.fullmatch(text):
         raise ValueError(f"{shown(text)} is not a duration: write 30s, 5m or 1h30m")
-    total = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
-    if not 0 < total <= LONGEST:
-        raise ValueError(f"{shown(text)} is not between 0 and 366 days")
-    return total
+    total = sum(Decimal(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+    if not SHORTEST <= total <= LONGEST:
+        raise ValueError(f"{shown(text)} is not between 1ms and 366 days")
+    return float(total)
 
 
 def size(text: object) -> int:
@@ -43,11 +47,12 @@ def size(text: object) -> int:
 
 
 def spelt(duration: float) -> str:
-    """ "1h30m", "90s" as "1m30s", "0.5s" as "500ms"."""
-    text, left = "", round(duration * 1000)
-    for unit, scale in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        if left >= scale:
-            text, left = f"{text}{left // scale}{unit}", left % scale
+    """ "1h30m", "90s" as "1m30s", "0.5s" as "500ms". What `seconds` gives it reads again."""
+    text, left = "", Decimal(repr(duration))
+    for unit, scale in _SECONDS.items():
+        count = left / scale if unit == "ms" else left // scale
+        if count:
+            text, left = f"{text}{count.normalize():f}{unit}", left - count * scale
     return text or "0s"
 
 

@@ -211,10 +211,11 @@ def _schedule(schedule: Schedule, source: Source) -> Iterator[Problem]:
             "Make it longer, or the jitter shorter.",
         )
     grace = schedule.grace
+    late = round(jitter + (grace or 0.0), 3)
     if window is not None and grace is not None and jitter + grace >= window:
         yield source.problem(
             (*path, "grace"),
-            f"a run that begins {spelt(jitter + grace)} late (the jitter and the grace) has "
+            f"a run that begins {spelt(late)} late (the jitter and the grace) has "
             f"nothing left of the window of {spelt(window)}",
             "Make it shorter, or the window longer.",
         )
