@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import internal
 from orchestrator.playbook.model import Playbook, Schedule
 from orchestrator.playbook.reading import PlaybookInvalid, read_playbook, text_of
 from orchestrator.playbook.yaml_source import read
 from orchestrator.scheduling.errors import NothingScheduled, SameName
 
 _ENDINGS = (".yaml", ".yml")
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,15 @@ def name_of(path: str) -> str:
 
 def read_book(path: str) -> Book:
     """Whether its hosts are known is asked when it is run. Never raises."""
+    try:
+        return _read_book(path)
+    except Exception as error:  # a fault of ours with one file must not end those of the others
+        detail = internal(error).message
+        wrong = PlaybookInvalid(place=path, detail=detail, more="", hint="Report this fault.")
+        return Book(name_of(path), path, problem=wrong)
+
+
+def _read_book(path: str) -> Book:
     checked = read_playbook(path)
     if checked.value is None:
         return Book(name_of(path), path, problem=checked.error())
@@ -57,7 +67,12 @@ class Books:
 
     def __init__(self, named: Iterable[str]) -> None:
         self._named = [os.path.abspath(one) for one in named]
-        self._read: dict[str, tuple[_Stamp, Book]] = {}
+        self._read: dict[str, tuple[_Stamp, Book, bool]] = {}
+        self._served: set[str] = set()  # those that are, right or wrong, until they are gone
+
+    def served_before(self, paths: Iterable[str]) -> None:
+        """By an earlier server: where one of them is wrong now, it was meant to be served."""
+        self._served.update(paths)
 
     def first(self) -> list[Book]:
         """As `now`, but what cannot be served at all is refused.
@@ -65,6 +80,8 @@ class Books:
         Raises `NothingScheduled`, `SameName`, `PlaybookInvalid`.
         """
         for path in self._named:
+            if not _is_text(path):
+                raise NothingScheduled(path=ascii(path), detail="its name is not UTF-8")
             if not os.path.lexists(path):
                 raise NothingScheduled(path=path, detail="there is no such file or directory")
             if not os.access(path, os.R_OK):
@@ -96,30 +113,53 @@ class Books:
 
     def _files(self) -> Iterator[str]:
         for path in self._named:
-            if os.path.isdir(path):
-                try:
-                    names = sorted(os.listdir(path))
-                except OSError:
-                    continue
-                yield from (os.path.join(path, one) for one in names if one.endswith(_ENDINGS))
-            else:
+            try:
+                names = sorted(os.listdir(path))
+            except (FileNotFoundError, NotADirectoryError):
                 yield path
+            except OSError:  # nothing is gone for that
+                yield from [one for one in self._read if path in (one, os.path.dirname(one))]
+            else:
+                # What is not UTF-8 can be neither said nor written down.
+                yield from (
+                    os.path.join(path, one)
+                    for one in names
+                    if one.endswith(_ENDINGS) and _is_text(one)
+                )
 
     def _look(self, path: str) -> Book | None:
         """None where there is none, or it has no schedule."""
         try:
             found = os.stat(path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             self._read.pop(path, None)
+            self._served.discard(path)
             return None
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
-        known = self._read.get(path)
-        if known is None or known[0] != stamp:
-            known = self._read[path] = (stamp, read_book(path))
-        book = known[1]
-        if book.problem is not None:
-            return book if path in self._named or _meant(path) else None
-        return book if book.schedule is not None else None
+        except OSError:
+            book = read_book(path)  # it says why it cannot be looked at
+            meant = book.schedule is not None
+        else:
+            stamp = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+            known = self._read.get(path)
+            if known is None or known[0] != stamp:
+                book = read_book(path)
+                meant = _meant(path) if book.problem is not None else book.schedule is not None
+                known = self._read[path] = (stamp, book, meant)
+            _, book, meant = known
+        # An emptied one, or one that was cut off, does not show any more what it was.
+        known_as_ours = path in self._named or path in self._served
+        if meant or (book.problem is not None and known_as_ours):
+            self._served.add(path)
+            return book
+        self._served.discard(path)
+        return None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _meant(path: str) -> bool:
@@ -127,7 +167,7 @@ def _meant(path: str) -> bool:
     is no playbook, and others are none of ours."""
     try:
         text = text_of(path)
-    except ValueError:
+        value = read(text).value
+    except Exception:  # as above
         return False
-    value = read(text).value
     return "schedule:" in text if value is None else isinstance(value, dict) and "schedule" in value

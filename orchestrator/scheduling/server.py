@@ -87,6 +87,7 @@ class Server:
 
     async def serve(self) -> None:
         """Returns once it is stopped and nothing is at work. Raises `AgentError` at the start."""
+        self._books.served_before(row.path for row in self._store.playbooks() if row.state != GONE)
         with self._store.transaction():
             for run in self._store.left():
                 if run.state == RUNNING:  # of a server that was killed

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.playbook.reading import PlaybookInvalid
+from orchestrator.playbook.model import Playbook
+from orchestrator.playbook.reading import Checked, PlaybookInvalid, read_playbook
+from orchestrator.scheduling import books
 from orchestrator.scheduling.errors import NothingScheduled, SameName, ServedAlready
 from orchestrator.scheduling.store import Run, Store
 from orchestrator.scheduling.view import Silent
@@ -173,6 +177,56 @@ async def test_a_playbook_that_becomes_wrong_is_not_run_in_its_former_shape(desk
     assert [one.run.playbook for one in desk.held] == ["other", "nightly"]
 
 
+@pytest.mark.parametrize("left", ["", "playbook: 1\ndrains:\n  - node: s", '{"playbook": 1, "dr'])
+async def test_a_playbook_that_was_cut_off_is_wrong_and_not_gone(desk: Desk, left: str) -> None:
+    path = desk.write(**MINUTELY)
+    desk.write("other", cron="0 0 1 1 *")
+    async with desk.serving():
+        path.write_text(left)
+        (run,) = await desk.at(60, "failed")
+        assert "its playbook is wrong: " in run.why
+    async with desk.serving():  # the next server knows it, too
+        await desk.at(120, "failed", "failed")
+        path.unlink()
+        await desk.at(180, "failed", "failed")
+        assert any("nightly: its playbook is no longer there" in one for one in desk.notes)
+
+
+async def test_a_fault_with_one_file_does_not_end_the_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = desk.write(**MINUTELY)
+    desk.write("other", **MINUTELY)
+    (desk.books / os.fsdecode(b"\xff.yaml")).write_text(path.read_text())
+
+    def read(file: str) -> Checked[Playbook]:
+        if file == str(path):
+            raise RuntimeError("oh")
+        return read_playbook(file)
+
+    async with desk.serving():
+        monkeypatch.setattr(books, "read_playbook", read)
+        path.touch()
+        runs = await desk.at(60, "failed", "running")
+        assert runs[0].playbook == "nightly" and "RuntimeError: oh" in runs[0].why
+
+
+async def test_a_playbook_that_cannot_be_looked_at_is_not_gone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stat = desk.write(**MINUTELY), os.stat
+
+    def denied(file: str, *rest: Any, **more: Any) -> os.stat_result:
+        if file == str(path):
+            raise PermissionError(13, "Permission denied")
+        return stat(file, *rest, **more)
+
+    async with desk.serving():
+        monkeypatch.setattr(os, "stat", denied)
+        await desk.at(60, "running")
+        assert not any("no longer there" in one for one in desk.notes)
+
+
 async def test_a_playbook_that_is_gone_is_not_run_and_counts_anew_when_it_is_back(
     desk: Desk,
 ) -> None:
@@ -241,6 +295,7 @@ def test_what_cannot_be_served_at_all(desk: Desk, tmp_path: Path) -> None:
 
     plain = desk.write("plain")
     assert "no such file" in str(refused(tmp_path / "none.yaml"))
+    assert "not UTF-8" in str(refused(tmp_path / os.fsdecode(b"\xff.yaml")))
     assert isinstance(refused(plain), NothingScheduled)
     assert "no playbook in it has a schedule" in str(refused(desk.books))
     never = desk.write("never", cron="0 0 30 2 *")
