@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.cuts import ADDRESSES
 from tests.lab.test_memory import ask, counting, moved
 from tests.support.lab import HOSTS, SERVICE, Lab, until
 
@@ -66,9 +65,9 @@ def test_the_link_is_cut_three_times(lab: Lab, redis: int, data: str) -> None:
     with counting(lab):
         process = lab.start_migrate("src", "dst", redis, *LATE)
         until(lambda: lab.entered("dst", "running"), 30, "that it runs at dst")
-        assert lab.run("dst", _CUTS.format(src=ADDRESSES["src"][0], dst=ADDRESSES["dst"][0])) == (
-            "cut\ncut\ncut"
-        )
+        source, destination = (lab.own_addresses(host)[0] for host in HOSTS)
+        cuts = _CUTS.format(src=source, dst=destination)
+        assert lab.run("dst", cuts) == "cut\ncut\ncut"
         migration = lab.end_migrate(process, 250)
     moved(lab, redis, migration, data)
     assert "it broke off" in migration.stderr
