@@ -69,10 +69,14 @@ def test_the_chaos_toolkit_runs_one_unchanged(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_interrupted_it_undoes_what_it_has_begun(lab: Lab, tmp_path: Path) -> None:
-    """Ctrl-C while the hosts are slowed down and a process is on its way."""
+    """Ctrl-C while the hosts are slowed down and a process is on its way, for long enough."""
+    limit = '--max-blackout, "{}"'
+    text = (EXPERIMENTS / "slow-link.yaml").read_text()
+    assert limit.format(2) in text
+    slower = tmp_path / "slower.yaml"
+    slower.write_text(text.replace(limit.format(2), limit.format(60)))
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "chaos", "run", EXPERIMENTS / "slow-link.yaml",
-         "-F", SSH_CONFIG, "--json"],
+        [sys.executable, "-m", "orchestrator", "chaos", "run", slower, "-F", SSH_CONFIG, "--json"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     until(lambda: lab.entered("src", "frozen"), 60, "the process is on its way")
