@@ -29,7 +29,9 @@ TRIED = [
     (parties, moment)
     for parties in CUTS
     for moment in MOMENTS
-    if ALL or moment == "handed over" or (parties, moment) == ("the agents", "frozen")
+    if ALL
+    or (moment == "handed over" and parties != "orchestrator and source")
+    or (parties, moment) == ("the agents", "frozen")
 ]
 
 

@@ -112,10 +112,10 @@ def test_the_source_restarts_before_the_hand_over(lab: Lab, redis: int) -> None:
 # Where it stands still; those of the first kind are in every run of the tests.
 _STILL_AT = [
     ("src", "handover@source=delay=1", "source", "handed-over"),
-    ("dst", "commit@destination=delay=1", "source", "handed-over"),
     ("dst", "unlock@destination=delay=1", "destination", "committed"),
 ]
 _ALSO_AT = [
+    ("dst", "commit@destination=delay=1", "source", "handed-over"),
     ("src", "freeze@source=delay=1", "source", "frozen"),
     ("src", "committed@source=delay=1", "source", "committed"),
     ("dst", "restored@destination=delay=1", "destination", "restoring"),
