@@ -145,25 +145,25 @@ def still(pid: int) -> Iterator[None]:
     By ptrace(2), which its parent does not see; calls that wait are restarted as after any stop.
     Raises `OSError` where somebody else traces it, or it has ended.
     """
-    held: dict[int, bool] = {}  # thread -> whether it is stopped
+    known: set[int] = set()
+    seized: list[int] = []
     try:
-        while fresh := [tid for tid in proc.threads(pid) if tid not in held]:
+        while fresh := [tid for tid in proc.threads(pid) if tid not in known]:
+            known.update(fresh)
+            before = len(seized)
             for tid in fresh:
-                held[tid] = False
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):  # it has ended
                     _ptrace(_SEIZE, tid)
-                    held[tid] = True
+                    seized.append(tid)
                     _ptrace(_INTERRUPT, tid)
-            for tid in fresh:
+            for tid in seized[before:]:
                 with contextlib.suppress(CannotInject):  # it has ended
-                    if held[tid]:
-                        _until_stopped(tid)
+                    _until_stopped(tid)
         yield
     finally:
-        for tid, seized in held.items():
+        for tid in seized:
             with contextlib.suppress(OSError):  # it has ended
-                if seized:
-                    _ptrace(_DETACH, tid)
+                _ptrace(_DETACH, tid)
 
 
 def _until_stopped(tid: int) -> None:

@@ -128,9 +128,8 @@ async def test_a_drain_that_fails_ends_the_run_where_told_so(place: Place) -> No
     assert "src: src cannot be reached" in ended.why and "dst was not begun" in ended.why
 
 
-async def test_a_playbook_that_has_changed_is_not_begun_but_what_was_is_ended(
-    place: Place,
-) -> None:
+async def cut_off(place: Place) -> Run:
+    """A run that was interrupted when the second of its two workloads was on the move."""
     for pid in (4101, 4102):
         place.site.world.start(pid)
     place.site.world.gates[4102] = asyncio.Event()
@@ -140,6 +139,13 @@ async def test_a_playbook_that_has_changed_is_not_begun_but_what_was_is_ended(
     await until(lambda: ("begin", "4102") in place.site.world.timeline)
     work.interrupt()
     await going
+    return run
+
+
+async def test_a_playbook_that_has_changed_is_not_begun_but_what_was_is_ended(
+    place: Place,
+) -> None:
+    run = await cut_off(place)
     place.site.world.gates.clear()
     place.write(max_parallel=2)
     ended = await place.go(run)
@@ -176,15 +182,7 @@ async def test_after_its_window_nothing_is_begun_and_what_was_is_settled(place: 
 
 
 async def test_one_that_somebody_is_at_work_on_is_left_to_them(place: Place) -> None:
-    for pid in (4101, 4102):
-        place.site.world.start(pid)
-    place.site.world.gates[4102] = asyncio.Event()
-    run = place.claim()
-    work = place.work(run)
-    going = asyncio.create_task(work.go())
-    await until(lambda: ("begin", "4102") in place.site.world.timeline)
-    work.interrupt()
-    await going
+    run = await cut_off(place)
     held = journals.Journal.open(run.drains[0]["id"])
     ended = await place.go(run)
     held.close()
