@@ -37,4 +37,6 @@ def written(pagemap: int, start: int, end: int, *, protect: bool) -> Iterator[tu
         found = fcntl.ioctl(pagemap, _SCAN, argument)
         for first, last, _ in _REGION.iter_unpack(regions.raw[: found * _REGION.size]):
             yield first, last
-        start = _ARGUMENT.unpack(argument)[4]  # walk_end
+            start = last
+        # walk_end; of a walk that the kernel did in several it may be where an earlier one ended
+        start = max(start, _ARGUMENT.unpack(argument)[4])

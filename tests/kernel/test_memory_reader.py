@@ -124,6 +124,21 @@ def test_only_what_was_changed_is_found(process: Subject, copied: Look) -> None:
     copy.finds()
 
 
+def test_many_changes_with_a_page_between_each(process: Subject, copied: Look) -> None:
+    """The kernel walks over more of them than it takes note of at once."""
+    process.map(0, 4000)
+    process.write(0, pages(0, 4000))
+    copy = copied(process)
+    copy.finds(numbered(0, 4000))
+    changed = {number: page(number, 1) for number in range(0, 4000, 2)}
+    for number, data in changed.items():
+        process.write(number, data)
+    if copy.tracked:
+        owed = [one for some in copy.reader.owed() for one in some]
+        assert owed == sorted(set(owed))
+    assert copy.look(last=True) == changed
+
+
 def test_a_change_of_one_byte(process: Subject, copied: Look) -> None:
     process.map(0, 4)
     process.write(0, pages(0, 4))
