@@ -26,6 +26,7 @@ from agent.errors import (
     PeerLost,
     ProtocolError,
     from_wire,
+    internal,
     shown,
 )
 from agent.fault import FULL, LINK, Faults
@@ -140,7 +141,7 @@ class DestinationMigration:
             limit = self._plan.max_blackout
             error = BlackoutExceeded(limit_s=limit, phase=self._phases.current)
         except Exception as failure:
-            error = AgentError(detail=f"{type(failure).__name__}: {failure}")
+            error = internal(failure)
         finally:
             gc.enable()
         try:

@@ -7,6 +7,8 @@ An error is described by its class and its fields alone, so it can be sent as
 from __future__ import annotations
 
 import itertools
+import traceback
+from pathlib import Path
 from typing import Any, ClassVar
 
 Field = str | int | float
@@ -47,6 +49,16 @@ class AgentError(Exception):
 
     def to_wire(self) -> dict[str, Any]:
         return {"code": self.code, "fields": self.fields}
+
+
+def internal(error: BaseException) -> AgentError:
+    """A fault of our own, as an error that can be reported; says where it was: the last two of the
+    calls that led to it."""
+    calls = traceback.extract_tb(error.__traceback__)[-2:]
+    places = ", ".join(f"{Path(one.filename).name}:{one.lineno}" for one in calls)
+    return AgentError(
+        detail=f"{type(error).__name__}: {error}" + (f" ({places})" if places else "")
+    )
 
 
 def is_known(code: str) -> bool:

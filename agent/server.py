@@ -13,12 +13,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from agent import PROTOCOL_VERSION, __version__
-from agent.errors import AgentError, ProtocolError, shown
+from agent.errors import AgentError, ProtocolError, internal, shown
 from agent.wire.frames import FrameDecoder, Message, encode
 
 MAX_CALLS = 64  # under way at once; an orchestrator has a few
@@ -114,9 +113,7 @@ class Server:
         except AgentError as error:
             self._send_error(number, error)
         except Exception as error:  # the caller must hear of our own faults, too
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            detail = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
-            self._send_error(number, AgentError(detail=detail))
+            self._send_error(number, internal(error))
         await self.drain()  # one who calls and does not read is not answered without end
 
     def _send_error(self, number: int, error: AgentError) -> None:

@@ -28,6 +28,7 @@ from agent.errors import (
     Cancelled,
     PeerLost,
     ProtocolError,
+    internal,
     shown,
 )
 from agent.fault import LINK, Faults
@@ -344,8 +345,7 @@ class SourceMigration:
         except AgentError as error:
             return error
         except Exception as error:
-            detail = f"{type(error).__name__}: {error}"
-            return AgentError(detail=detail)
+            return internal(error)
         return None
 
     async def _true_cause(self, error: AgentError | None) -> AgentError | None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import traceback
-from pathlib import Path
 
 import agent
 import orchestrator
@@ -157,13 +155,6 @@ class MemoryMissing(AgentError):
         "it needs that memory, and the frozen copy at {source} must stay as it is."
     )
     exit_status = EXIT_IN_DOUBT
-
-
-def internal(error: Exception) -> AgentError:
-    """A fault of our own, as an error that can be reported; says where it was."""
-    where = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f" ({Path(where[0].filename).name}, line {where[0].lineno})" if where else ""
-    return AgentError(detail=f"{type(error).__name__}: {error}{place}")
 
 
 def told(error: AgentError) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from agent.errors import AgentError
+from agent.errors import AgentError, internal
 from agent.plan import DEFAULT_IMAGES_DIR
 from orchestrator import log
 from orchestrator.draining import beginning, outcome, resuming, states
@@ -19,7 +19,7 @@ from orchestrator.draining.logged import Listener, Logged
 from orchestrator.draining.mover import Mover
 from orchestrator.draining.survey import host_facts
 from orchestrator.draining.window import Window, WindowOver
-from orchestrator.errors import Interrupted, internal, told
+from orchestrator.errors import Interrupted, told
 from orchestrator.playbook.model import WhenEmpty
 from orchestrator.playbook.quantities import spelt
 from orchestrator.records import Records

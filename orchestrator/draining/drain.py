@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from agent.errors import AgentError
+from agent.errors import AgentError, internal
 from agent.plan import Plan
 from orchestrator.draining import outcome, states
 from orchestrator.draining.agents import Agents
@@ -18,7 +18,7 @@ from orchestrator.draining.scheduler import Scheduler, Task
 from orchestrator.draining.survey import options_of
 from orchestrator.draining.wellness import await_well
 from orchestrator.draining.window import Window
-from orchestrator.errors import internal, told
+from orchestrator.errors import told
 from orchestrator.migration.driver import Request
 from orchestrator.migration.result import IN_DOUBT, MIGRATED, Json, stall_ms
 from orchestrator.playbook.model import GO_ON, MOVE_BACK, STOP, Limits, Select, Workload

@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import AgentError, Cancelled
+from agent.errors import AgentError, Cancelled, internal
 from agent.fault import ORCHESTRATOR, Faults
 from agent.plan import Plan, new_id
 from agent.probe.facts import DestinationFacts, HostFacts, ProcessFacts, validate
 from orchestrator.agent_client import AgentClient, Facts
-from orchestrator.errors import AgentLost, OutcomeUnknown, internal
+from orchestrator.errors import AgentLost, OutcomeUnknown
 from orchestrator.inventory import config_files, parse_target
 from orchestrator.memory import Choice, choose, told
 from orchestrator.migration import result as results

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import internal
+from agent.errors import internal
 from orchestrator.playbook.model import Playbook, Schedule
 from orchestrator.playbook.reading import PlaybookInvalid, read_playbook, text_of
 from orchestrator.playbook.yaml_source import read

@@ -9,9 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from agent.errors import AgentError
+from agent.errors import AgentError, internal
 from agent.plan import new_id
-from orchestrator.errors import internal
 from orchestrator.scheduling.books import Book, Books
 from orchestrator.scheduling.clock import Clock
 from orchestrator.scheduling.deciding import (

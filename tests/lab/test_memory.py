@@ -37,7 +37,7 @@ def counting(lab: Lab) -> Iterator[Client]:
 
 def moved(lab: Lab, redis: int, migration: Migration, data: str) -> None:
     """It runs at dst with all of its memory, and nothing is left."""
-    assert migration.status == 0, (migration.result, migration.stderr)
+    assert migration.status == 0, (migration.result["error"], migration.stderr)
     assert lab.alive("dst", redis) and not lab.alive("src", redis)
     assert ask(lab, "debug digest") == data
     for host in HOSTS:
@@ -70,7 +70,7 @@ def test_there_and_back(lab: Lab, redis: int, data: str) -> None:
     with counting(lab):
         for source, destination in (HOSTS, HOSTS[::-1], HOSTS):
             migration = lab.migrate(source, destination, redis, *AHEAD)
-            assert migration.status == 0, (migration.result, migration.stderr)
+            assert migration.status == 0, (migration.result["error"], migration.stderr)
     moved(lab, redis, migration, data)
 
 
