@@ -10,15 +10,17 @@ import logging
 import os
 import statistics
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from agent.plan import Plan
 from orchestrator import log
-from orchestrator.agent_client import Facts
-from orchestrator.memory import Choice
-from orchestrator.migration.driver import Request
-from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK, Json
-from orchestrator.refusals import Refusal
+
+if TYPE_CHECKING:  # every verb says something, and few need what reaches hosts
+    from agent.plan import Plan
+    from orchestrator.agent_client import Facts
+    from orchestrator.memory import Choice
+    from orchestrator.migration.driver import Request
+    from orchestrator.migration.result import Json
+    from orchestrator.refusals import Refusal
 
 _LOG = logging.getLogger(__name__)
 _NAMES = {
@@ -118,6 +120,8 @@ def _bar(total: int) -> tuple[Any, Any]:
 
 def summary(result: Json, verbose: bool) -> None:
     """The end of a migration, in words."""
+    from orchestrator.migration.result import IN_DOUBT, MIGRATED, ROLLED_BACK
+
     outcome = result["outcome"]
     if outcome == MIGRATED:
         moved = result["bytes"]

@@ -39,7 +39,7 @@ class DefaultVerb(click.Group):
         """Options may stand before the verb, as in `migrate -F FILE --json check ...`."""
         if not arguments or arguments[0] in ("--help", "--version"):
             return super().parse_args(context, arguments)
-        return super().parse_args(context, self._verb_first(arguments))
+        return super().parse_args(context, self.verb_first(arguments))
 
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("migrate", "[check] SRC DST --pid N [OPTIONS]")
@@ -58,7 +58,7 @@ class DefaultVerb(click.Group):
             found += [item for item in more if item.value not in known]
         return found
 
-    def _verb_first(self, arguments: list[str]) -> list[str]:
+    def verb_first(self, arguments: list[str]) -> list[str]:
         index = 0
         while index < len(arguments):
             word = arguments[index]
@@ -73,6 +73,14 @@ class DefaultVerb(click.Group):
                 break
             index += 2 if word in _WITH_VALUE else 1
         return [_DEFAULT, *arguments]
+
+
+def verb_of(group: DefaultVerb, arguments: list[str]) -> str:
+    """The verb of a command line, as "drain" or "playbook check"."""
+    words = group.verb_first(arguments)
+    below = group.commands.get(words[0])
+    more = isinstance(below, click.Group) and len(words) > 1 and words[1] in below.commands
+    return " ".join(words[: 2 if more else 1])
 
 
 @click.group(

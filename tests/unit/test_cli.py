@@ -347,3 +347,20 @@ def test_the_group_has_the_verbs() -> None:
     verbs = {"move", "check", "recover", "doctor", "list", "show", "chaos", "drain", "cordon",
              "uncordon", "playbook", "report", "schedule"}  # fmt: skip
     assert set(cli.migrate.commands) == verbs
+
+
+def test_a_signal_in_the_middle_of_an_import() -> None:
+    """What was imported by half could not be imported again, to say what was interrupted."""
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Sends:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'asyncio.base_events': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Sends())\n"
+        "from orchestrator.__main__ import run\n"
+        "sys.exit(run(['playbook', 'check', 'x.yaml']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "`migrate playbook check` was interrupted" in done.stderr, done.stderr
+    assert done.returncode == 3 and "Traceback" not in done.stderr
