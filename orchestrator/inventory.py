@@ -67,7 +67,9 @@ def parse_target(text: str) -> Target:
         host, colon, tail = rest.partition(":")
         port = tail if colon else None
         if not _HOST.fullmatch(host):
-            raise UsageProblem(detail=f"{text!r}: {host!r} is not a host name")
+            shown = f"{text!r}: {host!r}" if host != text else f"{text!r}"
+            why = ": it begins with a dash, as an option does" if host.startswith("-") else ""
+            raise UsageProblem(detail=f"{shown} is not a host name{why}")
     return Target(host, user or None, None if port is None else _port(text, port))
 
 

@@ -55,3 +55,12 @@ def told(choice: Choice, went: str, rounds: list[Any], limit: float) -> dict[str
         f"for longer than {limit:g} s"
     )
     return {"mode": went, "why": why}
+
+
+def no_rounds(rounds: int | None, mode: str, rounds_option: str, mode_option: str) -> str:
+    """Why a mode does not go with so many rounds, by the names of the options; "" where it does."""
+    if rounds is not None and mode == STOP:
+        return f"{mode_option} stop has no rounds: leave {rounds_option} out"
+    if rounds == 0 and mode != POST_COPY:
+        return f"{rounds_option} 0 is only for {mode_option} post-copy: give at least 1"
+    return ""

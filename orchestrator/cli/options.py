@@ -20,7 +20,6 @@ from agent.plan import (
     MAX_PID,
     MAX_ROUNDS,
     MEMORY_MODES,
-    POST_COPY,
 )
 
 Command = Callable[..., Any]
@@ -117,6 +116,7 @@ def shared(command: Command) -> Command:
 def make_request(given: dict[str, Any]) -> Any:
     """The `Request` of the parsed options. Raises `click.UsageError`."""
     from agent.fault import parse
+    from orchestrator.memory import no_rounds
     from orchestrator.migration.driver import Request
     from orchestrator.plan import Options
     from orchestrator.sync import Wish
@@ -124,8 +124,9 @@ def make_request(given: dict[str, Any]) -> Any:
     try:
         for fault in given["faults"]:
             parse(fault)
-        if given["max_rounds"] == 0 and given["memory_mode"] != POST_COPY:
-            raise click.UsageError("--max-rounds 0 is only for --memory post-copy")
+        wrong = no_rounds(given["max_rounds"], given["memory_mode"], "--max-rounds", "--memory")
+        if wrong:
+            raise click.UsageError(wrong)
         options = Options(
             max_blackout=given["max_blackout"],
             images_dir=given["images_dir"],

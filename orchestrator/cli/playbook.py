@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ def check(files: tuple[str, ...], hosts: str | None, ssh_config: str | None, as_
     Exit status: 0 all are right, 2 something is wrong.
 
     With --json: {"files": [{"file", "ok": bool, "drains": int, "problems": [{"file", "line",
-    "column", "path", "message", "hint"}]}], "error"}.
+    "column", "path", "message", "hint"}], "more": how many there are beside those}], "error"}.
     """
     from agent.errors import EXIT_USAGE
     from orchestrator import report
@@ -40,6 +41,7 @@ def check(files: tuple[str, ...], hosts: str | None, ssh_config: str | None, as_
         drains = len(loaded.playbook.drains) if loaded.playbook is not None else 0
         rows.append({
             "file": file, "ok": not loaded.wrong, "drains": drains, "problems": problems(loaded),
+            "more": sum(one.more for one in loaded.wrong),
         })  # fmt: skip
         if as_json:
             continue
@@ -71,3 +73,5 @@ def say_problems(loaded: Any) -> None:
     for checked in loaded.wrong:
         for one in checked.problems:
             report.problem(f"{checked.place(one)}: {one.message}", one.hint)
+        if checked.more:
+            report.say(f"{checked.path}: and {checked.more} more; mend these first", sys.stderr)

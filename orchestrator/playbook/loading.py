@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from orchestrator.inventory import config_files
 from orchestrator.playbook.known import Known, default_inventory
 from orchestrator.playbook.model import Hosts, Playbook
 from orchestrator.playbook.reading import Checked, PlaybookInvalid, read_hosts, read_playbook
+from orchestrator.playbook.yaml_source import Problem
 
 
 @dataclass(slots=True)
@@ -27,6 +29,12 @@ class Loaded:
 def load(path: str | None, hosts: str | None, ssh_config: str | None) -> Loaded:
     """Never raises. `hosts`: the inventory that was asked for, in place of the playbook's own."""
     ssh_files = config_files(ssh_config)
+    for file in ssh_files if ssh_config is not None else []:
+        if not os.access(file, os.R_OK):  # its hosts would all be unknown
+            lacks = Problem(
+                0, 0, "", "the ssh configuration cannot be read", "Name another with -F."
+            )
+            return Loaded(Known([]), None, [Checked(file, None, [lacks])])
     checked = read_playbook(path) if path is not None else None
     named = hosts
     if named is None and checked is not None and checked.value is not None:

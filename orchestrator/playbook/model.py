@@ -6,99 +6,50 @@ from it (docs/make_playbooks.py): each field's description is what a user reads.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
-from agent.bandwidth import MAX_RATE, MIN_RATE
-from agent.cordon import LONGEST
-from agent.plan import (
-    DEFAULT_IMAGES_DIR,
-    DEFAULT_MAX_BLACKOUT,
-    MAX_BLACKOUT_LIMIT,
-    MAX_ROUNDS,
-    POST_COPY,
-)
-from agent.sync.paths import MAX_PATHS, why_not
+from agent.plan import DEFAULT_IMAGES_DIR, DEFAULT_MAX_BLACKOUT, MAX_ROUNDS
+from agent.sync.paths import MAX_PATHS
+from orchestrator.memory import no_rounds
 from orchestrator.playbook.quantities import Duration, Size, spelt
+from orchestrator.playbook.values import (
+    AbsolutePath,
+    Address,
+    Bandwidth,
+    Blackout,
+    Brought,
+    Distinct,
+    HostName,
+    ImagesDir,
+    InventoryName,
+    Label,
+    LabelKey,
+    LabelValue,
+    Line,
+    Name,
+    Network,
+    Pattern,
+    Port,
+    Reason,
+    Unit,
+    Url,
+    Version,
+)  # fmt: skip
 
 MOVE_BACK, STOP, GO_ON = "move-back", "stop", "go-on"
 SPREAD, PACK = "spread", "pack"
 RUN_ONCE, WAIT = "run-once", "wait"
 MAX_WORKLOADS = 1000
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
-    return text
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IP address") from None
-
-
-def _network(text: str) -> str:
-    try:
-        return str(ipaddress.ip_network(text))
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a network: {error}") from None
-
-
-def _url(text: str) -> str:
-    if not re.fullmatch(r"http://[^\s/]+(/\S*)?", text):
-        raise ValueError(f"{text!r} is not an http:// URL")
-    return text
-
-
-def _brought(path: str) -> str:
-    if (reason := why_not(path)) is not None:
-        raise ValueError(f"{path!r} cannot be brought: {reason}")
-    return path
-
-
-def _directory(path: str) -> str:
-    if path == "/" or {".", ".."} & set(path.split("/")):
-        raise ValueError(f"{path!r} is not an absolute path without `.` and `..`")
-    return path
-
-
-def _rate(size: int) -> int:
-    if not MIN_RATE <= size <= MAX_RATE:
-        raise ValueError(f"a bandwidth is between {MIN_RATE} and {MAX_RATE} bytes a second")
-    return size
-
-
-def _blackout(duration: float) -> float:
-    if duration > MAX_BLACKOUT_LIMIT:
-        raise ValueError(f"a blackout is no longer than {spelt(MAX_BLACKOUT_LIMIT)}")
-    return duration
-
-
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-HostName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=1000)]
-Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,63}=[A-Za-z0-9._/-]{0,63}$")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Pattern = Annotated[str, AfterValidator(_pattern), StringConstraints(min_length=1, max_length=500)]
-Address = Annotated[str, AfterValidator(_address)]
-Network = Annotated[str, AfterValidator(_network)]
-Url = Annotated[str, AfterValidator(_url)]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+MAX_HOSTS = 100  # of a drain
 
 
 class Part(BaseModel):
@@ -116,7 +67,7 @@ class Select(Part):
     )
     port: Port | None = Field(None, description="A TCP port that it listens on.")
     address: Address | None = Field(None, description="An address that its TCP sockets have.")
-    unit: Line | None = Field(None, description="Its systemd unit, as redis.service.")
+    unit: Unit | None = Field(None, description="Its systemd unit, as redis.service.")
     label: Label | None = Field(
         None, description="One of its labels, KEY=VALUE: of STREAMFERRY_LABELS, as it was started."
     )
@@ -172,7 +123,7 @@ class Limits(Part):
 class Migrate(Part):
     """How each is moved: the options of `migrate SRC DST`."""
 
-    max_blackout: Annotated[Duration, AfterValidator(_blackout)] = Field(
+    max_blackout: Blackout = Field(
         DEFAULT_MAX_BLACKOUT,
         json_schema_extra={"default": spelt(DEFAULT_MAX_BLACKOUT)},
         description="Roll back rather than stand still for longer.",
@@ -183,10 +134,10 @@ class Migrate(Part):
     max_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] | None = Field(
         None, description="Rounds of memory ahead; as many as suit the mode unless given."
     )
-    bandwidth: Annotated[Size, AfterValidator(_rate)] | None = Field(
+    bandwidth: Bandwidth | None = Field(
         None, description="At most so much a second of what goes before the freeze."
     )
-    sync: list[Annotated[AbsolutePath, AfterValidator(_brought)]] = Field(
+    sync: Annotated[list[Brought], Distinct] = Field(
         default_factory=list,
         max_length=MAX_PATHS,
         description="Files and directories that are brought first.",
@@ -194,21 +145,23 @@ class Migrate(Part):
     sync_open: bool = Field(
         False, description="Bring the files that it has open or mapped, where they differ."
     )
-    images_dir: Annotated[AbsolutePath, AfterValidator(_directory)] = Field(
+    images_dir: ImagesDir = Field(
         DEFAULT_IMAGES_DIR, description="Where images rest on both hosts; a tmpfs."
     )
-    addresses: list[Address] = Field(
+    addresses: Annotated[list[Address], Distinct] = Field(
         default_factory=list, description="Service addresses that no socket shows."
     )
     without_missing_options: bool = Field(
         False, description="Go without TCP options that the destination lacks."
     )
 
-    @model_validator(mode="after")
-    def _some_rounds(self) -> Migrate:
-        if self.max_rounds == 0 and self.memory != POST_COPY:
-            raise ValueError("max_rounds: 0 is only for memory: post-copy")
-        return self
+    @field_validator("max_rounds")
+    @classmethod
+    def _rounds(cls, rounds: int | None, info: ValidationInfo) -> int | None:
+        wrong = no_rounds(rounds, info.data.get("memory", "auto"), "max_rounds", "memory:")
+        if wrong:
+            raise ValueError(wrong)
+        return rounds
 
 
 class Workload(Part):
@@ -218,11 +171,14 @@ class Workload(Part):
     select: Select = Field(description="Which process trees it is.")
     optional: bool = Field(False, description="It may be that nothing is found.")
     group: Name | None = Field(None, description="Its group, for budgets.")
-    after: list[Name] = Field(
+    after: Annotated[list[Name], Distinct] = Field(
         default_factory=list, description="Those that have to come to their end before."
     )
-    to: list[HostName] | None = Field(
-        None, min_length=1, description="Where it may go; all of the drain's unless given."
+    to: Annotated[list[HostName], Distinct] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_HOSTS,
+        description="Where it may go; all of the drain's unless given.",
     )
     health: Health | None = Field(None, description="How to see that it is well.")
     on_unhealthy: Literal["move-back", "stop", "go-on"] | None = Field(
@@ -237,7 +193,9 @@ class Budget(Part):
     """How many of a group may be unavailable at once: on the move, or not well after it."""
 
     group: Name = Field(description="The group.")
-    at_most: Annotated[int, Field(ge=1, le=MAX_WORKLOADS)] = Field(description="How many.")
+    at_most: Annotated[int, Field(ge=1, le=MAX_WORKLOADS)] = Field(
+        description="How many; with 0 nothing of the group could ever be moved."
+    )
 
 
 class WhenEmpty(Part):
@@ -260,14 +218,13 @@ class Drain(Part):
     node: HostName = Field(description="The host.")
     to: list[HostName] = Field(
         min_length=1,
+        max_length=MAX_HOSTS,
         description="Where the workloads go: hosts, or KEY=VALUE for those with a label.",
     )
     cordon: bool = Field(
         True, description="Nothing migrates onto the node from then on (`migrate uncordon`)."
     )
-    reason: Annotated[str, StringConstraints(max_length=LONGEST)] = Field(
-        "", description="Why, for whoever meets the cordon."
-    )
+    reason: Reason = Field("", description="Why, for whoever meets the cordon.")
     max_parallel: Annotated[int, Field(ge=1, le=100)] = Field(
         1, description="How many migrations at once."
     )
@@ -283,7 +240,9 @@ class Drain(Part):
         max_length=MAX_WORKLOADS,
         description="What is moved, in this order; all with a service address unless given.",
     )
-    budgets: list[Budget] = Field(default_factory=list, description="What must stay available.")
+    budgets: list[Budget] = Field(
+        default_factory=list, max_length=MAX_WORKLOADS, description="What must stay available."
+    )
     when_empty: WhenEmpty | None = Field(None, description="What follows once the node is empty.")
 
 
@@ -324,7 +283,7 @@ class Schedule(Part):
 class Playbook(Part):
     """A playbook."""
 
-    playbook: Literal[1] = Field(description="The version of this schema.")
+    playbook: Version = Field(description="The version of this schema.")
     description: str = Field("", description="What it is for.")
     hosts: Line | None = Field(
         None, description="The inventory, relative to this file; the user's own unless given."
@@ -357,9 +316,9 @@ class Policies(Part):
 class Host(Part):
     """A host, named as ssh reaches it."""
 
-    labels: dict[str, str] = Field(default_factory=dict, description="Its labels.")
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, description="Its labels.")
     capacity: Capacity = Field(default_factory=Capacity, description="What it takes at most.")
-    service_network: list[Network] = Field(
+    service_network: Annotated[list[Network], Distinct] = Field(
         default_factory=list, description="Networks of the service addresses, to find workloads by."
     )
     policies: Policies = Field(default_factory=Policies, description="What it is used for.")
@@ -368,5 +327,5 @@ class Host(Part):
 class Hosts(Part):
     """The inventory, hosts.yaml."""
 
-    inventory: Literal[1] = Field(description="The version of this schema.")
-    hosts: dict[HostName, Host] = Field(min_length=1, description="By name.")
+    inventory: Version = Field(description="The version of this schema.")
+    hosts: dict[InventoryName, Host] = Field(min_length=1, description="By name.")

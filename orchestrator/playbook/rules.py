@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 import zoneinfo
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from cronsim import CronSim, CronSimError
 
-from orchestrator.playbook.model import Drain, Playbook, Schedule
+from orchestrator.playbook.model import Drain, Playbook, Schedule, Select
 from orchestrator.playbook.quantities import spelt
+from orchestrator.playbook.values import FORMS, LABEL, why_no_host
 from orchestrator.playbook.yaml_source import Path, Problem, Source
 
+_FIELDS = "Minute, hour, day, month, day of the week, as `0 3 * * SUN`."
+_A_HOST = "Write [user@]host[:port], a name of your ssh configuration, or a label KEY=VALUE."
 _RUNS_LOOKED_AT = 1000  # of a schedule, for the shortest time between two
 
 
@@ -62,10 +66,14 @@ class _Rules:
 
     def _names(self) -> Iterator[Problem]:
         seen: set[str] = set()
+        selects: dict[Select, str] = {}
         for place, one in enumerate(self._workloads):
             if one.name in seen:
                 message = f"two workloads are named `{one.name}`"
                 yield self._at("workloads", place, "name", message=message, hint="Rename one.")
+            elif (first := selects.setdefault(one.select, one.name)) != one.name:
+                message = f"it selects what `{first}` does, which leaves nothing for it"
+                yield self._at("workloads", place, "select", message=message, hint="Keep one.")
             seen.add(one.name)
 
     def _destinations(self) -> Iterator[Problem]:
@@ -76,7 +84,8 @@ class _Rules:
                 message = f"`{name}` is the node itself"
                 yield self._at("to", place, message=message, hint="Take it out of the list.")
             elif name in drain.to[:place]:
-                yield self._at("to", place, message=f"`{name}` is in the list twice")
+                message = f"`{name}` is in the list twice"
+                yield self._at("to", place, message=message, hint="Take one of them out.")
             else:
                 yield from self._host(name, ("to", place))
         for place, one in enumerate(self._workloads):
@@ -90,17 +99,23 @@ class _Rules:
 
     def _host(self, name: str, path: Path) -> Iterator[Problem]:
         hosts = self._hosts
-        if hosts is None:
-            return
-        if "=" in name:
+        if "=" in name and not name.startswith("-"):
             if path == ("node",):
-                yield self._at(*path, message=f"`{name}` is a label; a node is one host")
-            elif not hosts.has_label(name):
+                message = f"`{name}` is a label, and a node is one host"
+                yield self._at(*path, message=message, hint="Name the host.")
+            elif not re.fullmatch(LABEL, name):
+                yield self._at(*path, message=f"{name!r} is not {FORMS[LABEL]}", hint=_A_HOST)
+            elif hosts is not None and not hosts.has_label(name):
                 yield self._at(
                     *path, message=f"no host has the label `{name}`",
                     hint="Labels are in the inventory (hosts.yaml).",
                 )  # fmt: skip
-        elif message := hosts.problem(name):
+        elif message := why_no_host(name):
+            near = hosts.near(name) if hosts is not None else ""
+            yield self._at(
+                *path, message=message, hint=f"Did you mean `{near}`?" if near else _A_HOST
+            )
+        elif hosts is not None and (message := hosts.problem(name)):
             near = hosts.near(name)
             hint = f"Did you mean `{near}`?" if near else (
                 "Add it to the ssh configuration or to the inventory (hosts.yaml)."
@@ -182,13 +197,13 @@ def _schedule(schedule: Schedule, source: Source) -> Iterator[Problem]:
         yield source.problem(
             (*path, "cron"),
             f"`{schedule.cron}` has {len(schedule.cron.split())} fields, not five",
-            "Minute, hour, day, month, day of the week, as `0 3 * * SUN`.",
+            _FIELDS,
         )
         return
     try:
         shortest = shortest_interval(schedule.cron, zone)
     except CronSimError as error:
-        yield source.problem((*path, "cron"), f"`{schedule.cron}` cannot be read: {error}")
+        yield source.problem((*path, "cron"), f"`{schedule.cron}` cannot be read: {error}", _FIELDS)
         return
     if shortest is None:
         yield source.problem(

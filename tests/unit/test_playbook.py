@@ -100,17 +100,18 @@ WRONG = {
     "sexagesimal": (HEAD + "    max_parallel: 1:30\n", 5, "drains[0].max_parallel", "`1:30`", ""),
     "date": (HEAD + "    reason: 2026-11-26\n", 5, "drains[0].reason", "date", "Quote it"),
     "no-value": (HEAD + "    budgets:\n", 5, "drains[0].budgets", "no value", "leave the key out"),
-    "anchor": ("playbook: 1\ndrains:\n  - node: &n src\n    to: [*n]\n", 3, "drains[0].to[0]",
-               "anchors and aliases", ""),
+    "anchor": (HEAD.replace("src", "&n src"), 3, "drains[0].node", "the anchor `&n`", "Leave it"),
     "merge-key": (HEAD + "    <<: {max_parallel: 2}\n", 5, "drains[0].<<", "merge keys", ""),
-    "tag": (HEAD + "    reason: !!python/name:os.system x\n", 5, "drains[0].reason", "tags", ""),
+    "tag": (HEAD + "    reason: !!python/name:os.system x\n", 5, "drains[0].reason",
+            "the tag `!!python/name:os.system`", "Leave it"),
     "star": ("playbook: 1\ndrains: []\nschedule:\n  cron: * * * * *\n", 4, "", "not YAML",
              "Quote a value that begins with `*`"),
     "tab": ("playbook: 1\n\tdrains: []\n", 2, "", "not YAML", "tabs"),
     "two-documents": (HEAD + "---\n" + HEAD, 5, "", "not YAML", ""),
     "empty": ("", 1, "", "the file is empty", ""),
     "a-list": ("- 1\n", 1, "", "must be a map", ""),
-    "version": (HEAD.replace("playbook: 1", "playbook: 2"), 1, "playbook", "not one of 1", ""),
+    "version": (HEAD.replace("playbook: 1", "playbook: 2"), 1, "playbook", "the number 1, not 2",
+                ""),
     "nothing-selected": (TWO.replace("{command: two}", "{}"), 9, "drains[0].workloads[1].select",
                          "nothing is selected", ""),
     "expression": (TWO.replace("{command: two}", "{command: '(two'}"), 9,
@@ -124,7 +125,7 @@ WRONG = {
     "blackout": (HEAD + WORKLOADS + workload("one", "migrate: {max_blackout: 2h}"), 8,
                  "drains[0].workloads[0].migrate.max_blackout", "no longer than 1h", ""),
     "rounds": (HEAD + WORKLOADS + workload("one", "migrate: {max_rounds: 0}"), 8,
-               "drains[0].workloads[0].migrate", "only for memory: post-copy", ""),
+               "drains[0].workloads[0].migrate.max_rounds", "only for memory: post-copy", ""),
     "sync": (HEAD + WORKLOADS + workload("one", "migrate: {sync: [/proc/1]}"), 8,
              "drains[0].workloads[0].migrate.sync[0]", "cannot be brought", ""),
     "unknown-host": (HEAD.replace("spare", "spar"), 4, "drains[0].to[1]", "no host is named `spar`",
@@ -149,7 +150,7 @@ WRONG = {
     "after-itself": (HEAD + WORKLOADS + workload("a", "after: [a]"), 8,
                      "drains[0].workloads[0].after", "a circle: a after a", ""),
     "budget-of-nothing": (TWO + "    budgets: [{group: cache, at_most: 0}]\n", 10,
-                          "drains[0].budgets[0].at_most", "greater than or equal to 1", ""),
+                          "drains[0].budgets[0].at_most", "0 is too small: it is at least 1", ""),
     "budget-of-nobody": (HEAD + WORKLOADS + workload("a", "group: cache")
                          + "    budgets: [{group: cash, at_most: 1}]\n", 9,
                          "drains[0].budgets[0].group", "no workload is of the group `cash`",
@@ -216,7 +217,7 @@ def test_what_is_nested_or_large_without_end() -> None:
     bomb = "a: &a [x]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(20)
     )
-    assert "anchors" in read(bomb).problems[0].message
+    assert "the anchor `&a`" in read(bomb).problems[0].message
     assert "not YAML" in read(r'a: "\UFFFFFFFF"').problems[0].message
 
 
@@ -224,7 +225,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "No such file" in read_playbook(str(tmp_path / "none")).problems[0].message
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
     assert "not text" in read_playbook(str(tmp_path / "binary")).problems[0].message
-    assert "null byte" in read_playbook("a\0b").problems[0].message
+    assert "is not the name of a file" in read_playbook("a\0b").problems[0].message
 
 
 def test_what_is_no_regular_file_is_neither_waited_for_nor_read(tmp_path: Path) -> None:
