@@ -55,7 +55,10 @@ def drain(as_json: bool, quiet: bool, metrics: Any, **given: Any) -> int:
     if given["resume"] is not None:
         others = [name for name, one in given.items() if one and name not in _WITH_RESUME]
         if others:
-            raise click.UsageError(f"--resume goes with none of {', '.join(sorted(others))}")
+            named = ", ".join(map(_named, sorted(others)))
+            raise click.UsageError(f"--resume goes without {named}: all that is known already")
+        if not given["resume"].strip():
+            raise click.UsageError("--resume: give the ID of a drain, which it has said")
         asked: list[Any] = []
     else:
         asked, wrong = _asked(given)
@@ -79,6 +82,12 @@ def drain(as_json: bool, quiet: bool, metrics: Any, **given: Any) -> int:
     else:
         _say_errors(results)
     return exit_status(results, errors)
+
+
+def _named(parameter: str) -> str:
+    """As it is written on the command line."""
+    words = {"node": "NODE", "selects": "--select"}
+    return words.get(parameter, f"--{parameter.replace('_', '-')}")
 
 
 _WITH_RESUME = ("resume", "ssh_config")
@@ -159,36 +168,58 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _playbook(given: dict[str, Any]) -> Any:
-    """That of the command line alone."""
+    """That of the command line alone. Raises `UsageError`."""
     from pydantic import ValidationError
 
     from orchestrator.playbook.model import Playbook
+    from orchestrator.playbook.wording import worded
 
+    selects = list(dict.fromkeys(given["selects"]))
     drain: dict[str, Any] = {"node": given["node"], "to": ["-"]}
-    if given["selects"]:
-        drain["workloads"] = [_workload(one) for one in given["selects"]]
+    if selects:
+        drain["workloads"] = [_workload(one, at) for at, one in enumerate(selects)]
     try:
         return Playbook.model_validate({"playbook": 1, "drains": [drain]})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise click.UsageError(f"--select: {first['msg'].removeprefix('Value error, ')}") from None
+        said = worded(error.errors(include_url=False)[0], Playbook)
+        place = [one for one in said.place if isinstance(one, int)]  # of the drain, the workload
+        about = f"--select {selects[place[1]]}" if len(place) > 1 else "NODE"
+        raise click.UsageError(f"{about}: {said.message}. {said.hint}") from None
 
 
-def _workload(text: str) -> dict[str, Any]:
+def _workload(text: str, at: int) -> dict[str, Any]:
     import re
 
     from orchestrator.playbook.model import Select
     from orchestrator.playbook.rules import meant
 
-    key, equals, value = text.partition("=")
+    key, _, value = text.partition("=")
     key = key.replace("-", "_")
-    if not equals or key not in Select.model_fields:
+    if key not in Select.model_fields:
         known = ", ".join(Select.model_fields)
-        hint = meant(key, Select.model_fields) or f"it is one of {known}"
+        hint = meant(key, Select.model_fields) or f"It is one of {known}."
         raise click.UsageError(f"--select {text}: write KEY=VALUE. {hint}")
-    given: object = int(value) if key == "port" and value.isdecimal() else value
+    if not value:
+        said = Select.model_fields[key].description
+        raise click.UsageError(f"--select {text}: no value is given. Write {key}=VALUE: {said}")
+    number = key == "port" and value.isascii() and value.isdecimal() and len(value) < 10
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{key}-{value}").strip("-.")[:60]
-    return {"name": name, "select": {key: given}}
+    return {
+        "name": f"{name}.{at}" if at else name,
+        "select": {key: int(value) if number else value},
+    }
+
+
+def _option(path: str) -> str:
+    """What of the command line stands at a place of its playbook; else the place."""
+    import re
+
+    if re.fullmatch(r"drains\[\d+\]\.to\[\d+\]", path):
+        return "--to"
+    if re.fullmatch(r"drains\[\d+\]\.node", path):
+        return "NODE"
+    selects = re.fullmatch(r"drains\[\d+\]\.workloads\[\d+\]\.select", path)
+    return "--select" if selects else path
 
 
 def _check(book: Any, known: Any) -> None:
@@ -197,10 +228,10 @@ def _check(book: Any, known: Any) -> None:
     from orchestrator.playbook.rules import problems as broken
     from orchestrator.playbook.yaml_source import Source
 
-    for one in broken(book, Source(), known):
-        raise click.UsageError(f"{one.path}: {one.message} {one.hint}".strip())
     for drain in book.drains:
         if not drain.to:
-            raise click.UsageError("--to names no host")
+            raise click.UsageError("--to names no host: give HOST, or several with commas")
         if len(drain.reason) > LONGEST or not drain.reason.isprintable():
             raise click.UsageError(f"--reason is one line of at most {LONGEST} characters")
+    for one in broken(book, Source(), known):
+        raise click.UsageError(f"{_option(one.path)}: {one.message}. {one.hint}".strip())

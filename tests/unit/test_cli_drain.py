@@ -112,12 +112,20 @@ def test_a_playbook_that_is_wrong_touches_nothing(
         ("src --to ,", "names no host"),
         ("src --to zone=x", "label `zone=x`"),
         ("src --to dst --max-parallel 0", "--max-parallel"),
-        ("src --to dst --select port", "KEY=VALUE"),
+        ("src --to dst --select port", "--select port: no value is given. Write port=VALUE"),
+        ("src --to dst --select port=", "no value is given"),
+        ("src --to dst --select port=99999", "port=99999: 99999 is too large: it is at most 65535"),
+        ("src --to dst --select =80", "It is one of pid_file, command, port"),
         ("src --to dst --select prot=80", "Did you mean `port`?"),
         ("src --to dst --select port=x", "--select"),
         ("src --to dst --select command=(", "regular expression"),
-        ("src --to dst --select port=80 --select port=80", "two workloads"),
-        ("src --to dst --resume 20261126-070000-abcdef", "--resume goes with none of node, to"),
+        ("src --to dst --select port=80 --select port=080", "selects what `port-80` does"),
+        (
+            "src --to=-oProxyCommand=x",
+            "--to: '-oProxyCommand=x' is not a host name: it begins",
+        ),
+        ("--resume=", "--resume: give the ID"),
+        ("src --to dst --resume 20261126-070000-abcdef", "--resume goes without NODE, --to"),
         ("other --playbook playbooks/migrate-one.yaml", "has no drain of other; it has src"),
         ("--to dst --playbook playbooks/migrate-one.yaml", "--to goes with a NODE"),
         ("src --playbook playbooks/migrate-one.yaml --select port=1", "selects itself"),
@@ -133,6 +141,18 @@ def test_usage_errors(
     assert told.out == "" and said in " ".join(told.err.split())
     status, answer = asked(capsys, *line.split())
     assert status == 2 and answer["error"]["code"] == "usage"
+    assert world.timeline == []
+
+
+def test_a_node_that_would_be_an_option(world: World, capsys: Capture) -> None:
+    assert run(["drain", "--to", "dst", *SSH, "--", "-oProxyCommand=x"]) == 2
+    assert "NODE: '-oProxyCommand=x' is not a host name: it begins" in capsys.readouterr().err
+    assert world.timeline == []
+
+
+def test_an_ssh_configuration_that_is_not_there(world: World, capsys: Capture) -> None:
+    assert run(["drain", "src", "--to", "dst", "-F", "/nowhere"]) == 2
+    assert "/nowhere: the ssh configuration cannot be read" in capsys.readouterr().err
     assert world.timeline == []
 
 
