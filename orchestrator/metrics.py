@@ -121,6 +121,12 @@ class Metrics:
         if not result["dry_run"]:
             self._count(lambda totals: _increment(totals.drains, outcome))
 
+    def begin(self) -> None:
+        """Write the file for who counts for long; what cannot be counted is said now, not then."""
+        with self._saying("what migrates from now on is not counted"):
+            self.totals()
+            self.write()
+
     def write(self) -> None:
         """The file, in one step, for all to read; nothing where none is wanted."""
         if self._file is None:
@@ -238,8 +244,8 @@ def families(totals: Totals, doubted: list[str]) -> Iterator[Any]:
                             "recover` ends them.", len(doubted))  # fmt: skip
     last = GaugeMetricFamily(f"{_PREFIX}_last_migration_timestamp_seconds", "When the last "
                              "migration of an outcome ended.", labels=["outcome"])  # fmt: skip
-    for outcome, at in totals.last.items():
-        last.add_metric([outcome], at)
+    for outcome in dict.fromkeys((*OUTCOMES, *totals.last)):
+        last.add_metric([outcome], totals.last.get(outcome, 0))  # 0: none has
     yield last
 
 

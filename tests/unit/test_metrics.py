@@ -8,12 +8,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.__main__ import run
+from orchestrator.cli.schedule import serving
 from orchestrator.metrics import BLACKOUT, Metrics
 from orchestrator.records import Records
 from orchestrator.recovery import Named
@@ -162,6 +164,7 @@ def test_all_may_read_it_and_nothing_is_left_beside_it(place: Place) -> None:
 COUNT = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from orchestrator.metrics import Metrics
 metrics = Metrics(None, Path(sys.argv[1]))
 for _ in range(20):
@@ -247,3 +250,51 @@ def test_what_is_no_file_is_refused_and_stays(
     assert pipe.is_fifo() and link.is_symlink()
     assert run([*MOVE, "--metrics-file", ""]) == 2
     assert "the name of the file is empty" in capsys.readouterr().err
+
+
+def test_at_the_start_of_a_server_all_is_there_with_zeros(place: Place) -> None:
+    place.run().begin()
+    found = parsed(place.file)
+    assert set(found.values()) == {0.0}
+    for name, outcome in (("migrations_total", "in-doubt"), ("drains_total", "interrupted"),
+                          ("last_migration_timestamp_seconds", "migrated")):  # fmt: skip
+        assert place.sample(name, outcome=outcome) == 0
+    assert place.sample("stall_seconds_bucket", le="+Inf") == 0
+    place.run().migration(result())
+    place.run().begin()
+    assert set(parsed(place.file)) == set(found) and place.sample("blackout_seconds_count") == 1
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_damaged_totals_are_said_at_the_start(
+    place: Place, capsys: pytest.CaptureFixture[str], file: bool
+) -> None:
+    place.state.mkdir()
+    path = place.state / "metrics.json"
+    path.write_text('{"migrations": {"migrated": -')
+    metrics = place.run() if file else Metrics(None, place.state, place.records)
+    metrics.begin()
+    told = capsys.readouterr().err
+    assert told.startswith(f"migrate: what migrates from now on is not counted: {path} cannot be")
+    assert "move it away" in told and not place.file.exists()
+
+
+def test_a_server_begins_with_its_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it serves, and with damaged totals it serves all the same."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    book, file = ROOT / "playbooks/nightly-drain.yaml", tmp_path / "streamferry.prom"
+    seen = []
+
+    async def serve(*_: Any) -> Any:
+        seen.append(file.exists())
+        return SimpleNamespace(interrupted=[])
+
+    monkeypatch.setattr(serving, "_serve", serve)
+    command = ["schedule", "serve", str(book), "--metrics-file", str(file)]
+    assert run(command) == 0
+    file.unlink()
+    (tmp_path / "streamferry/metrics.json").write_text("nonsense")
+    assert run(command) == 0
+    assert seen == [True, False] and "metrics.json cannot be gone by" in capsys.readouterr().err

@@ -51,6 +51,7 @@ def serve(files: tuple[str, ...], quiet: bool, as_json: bool, metrics: Any, **gi
             store = Store(path, make=True)
             with contextlib.closing(store):
                 view.note(f"serving {', '.join(served)}")
+                metrics.begin()
                 server = run_to_end(lambda on: _serve(given, store, books, view, metrics, on))
         finally:
             lock.release()
