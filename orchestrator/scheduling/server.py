@@ -92,23 +92,34 @@ class Server:
                 if run.state == RUNNING:  # of a server that was killed
                     run.state = INTERRUPTED
                     self._store.change(run)
-        self._begin(self._tick())
+        self._begin(self._tick(*await self._look()))
         self._notifier.ready(self._status())
         while not self.stopping:
             await self._pause()
             if not self.stopping:
-                self._step()
+                await self._step()
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=LOOK)
             self._notifier.alive(f"{len(self._work)} being undone or ended")
         with contextlib.suppress(AgentError):
             self._write_late()
 
-    def _step(self) -> None:
+    async def _look(self) -> tuple[float, list[Book]]:
+        """What is due by then is run as these say, which were read after it.
+
+        By a thread: a large playbook takes most of a second, and others may be on the move.
+        """
+        now = self._clock.now()
+        return now, await asyncio.to_thread(self._books.now)
+
+    async def _step(self) -> None:
         """A store that cannot be written for a while holds up, and loses and doubles nothing."""
+        now, found = await self._look()
+        if self.stopping:
+            return
         try:
             self._write_late()
-            self._begin(self._tick())
+            self._begin(self._tick(now, found))
         except AgentError as error:
             self._note_once("store", f"{error.message}. Until it can be, nothing is begun.")
         else:
@@ -142,11 +153,10 @@ class Server:
 
     # --- what is due
 
-    def _tick(self) -> list[tuple[Run, str]]:
+    def _tick(self, now: float, found: list[Book]) -> list[tuple[Run, str]]:
         """Decide and claim, all in one transaction; what is to be begun, with its path."""
-        now = self._clock.now()
         books: dict[str, Book] = {}
-        for book in self._books.now():
+        for book in found:
             first = books.setdefault(book.name, book)
             if first.path != book.path:
                 error = SameName(first=first.path, second=book.path, name=book.name)

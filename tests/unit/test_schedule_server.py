@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,48 @@ async def test_one_that_is_wrong_does_not_keep_the_others_from_being_served(desk
     async with desk.serving():
         await desk.at(60, "running")
         assert [one for one in desk.notes if "never fires" in one] and len(desk.notes) == 1
+
+
+async def test_a_playbook_that_takes_long_to_read_holds_nothing_up(desk: Desk) -> None:
+    desk.write(**MINUTELY)
+    held, asked = threading.Event(), threading.Event()
+    async with desk.serving() as server:
+        now = server._books.now
+
+        def slowly() -> list[books.Book]:
+            asked.set()
+            assert held.wait(30)
+            return now()
+
+        server._books.now = slowly  # type: ignore[method-assign]
+        try:
+            await until(lambda: desk.wake() or asked.is_set())  # the loop goes on meanwhile
+        finally:
+            held.set()
+        await desk.at(60, "running")
+
+
+async def test_what_came_due_while_files_were_read_is_run_as_they_are_then(desk: Desk) -> None:
+    path = desk.write(**MINUTELY)
+    held, have = threading.Event(), threading.Event()
+    async with desk.serving() as server:
+        now = server._books.now
+
+        def slowly() -> list[books.Book]:
+            found = now()
+            have.set()
+            assert held.wait(30)
+            return found
+
+        server._books.now = slowly  # type: ignore[method-assign]
+        try:
+            await until(lambda: desk.wake() or have.is_set())
+            path.write_text(path.read_text().replace("drains", "drain"))
+            desk.clock.moment = NOON + 60
+        finally:
+            held.set()
+        (run,) = await desk.at(60, "failed")
+        assert "its playbook is wrong" in run.why and not desk.held
 
 
 async def test_what_happens_is_in_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

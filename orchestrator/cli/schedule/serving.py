@@ -71,6 +71,8 @@ def serve(files: tuple[str, ...], quiet: bool, as_json: bool, metrics: Any, **gi
 async def _serve(
     given: dict[str, Any], store: Any, books: Any, view: Any, metrics: Any, on: OnSignals
 ) -> Any:
+    on(lambda: server.stop())  # is called once this waits, when all below is there
+
     from orchestrator.draining.conductor import Conductor
     from orchestrator.scheduling.clock import Clock
     from orchestrator.scheduling.command import Command
@@ -95,6 +97,5 @@ async def _serve(
         )  # fmt: skip
 
     server = Server(store, books, make, view, clock, Notifier())
-    on(server.stop)
     await server.serve()
     return server
