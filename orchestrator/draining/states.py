@@ -44,6 +44,25 @@ OVER = frozenset(MOVES) - RUNNING - {WAITING}
 FAILURES = frozenset({RETURNED, UNWELL, FAILED, LOST})
 
 
+def way(state: str, destination: str, moved: bool) -> str:
+    """How it lies to its destination: "-> dst", "<- dst"; "" where it is on its node."""
+    if state == RETURNING:
+        return f"<- {destination}"
+    there = {WAITING, MOVING, CHECKING, MOVED, IN_DOUBT, LOST} | ({UNWELL} if moved else set())
+    return f"-> {destination}" if destination and state in there else ""
+
+
+def whereabouts(state: str, node: str, destination: str, moved: bool) -> str:
+    """Where it is, or is to go ("-> dst"); "" where nobody knows, or it is no more."""
+    if state in (WAITING, MOVING):
+        return f"-> {destination}" if destination else node
+    if state == RETURNING:
+        return f"-> {node}"
+    if state in (IN_DOUBT, LOST, GONE):
+        return ""
+    return destination if state in (CHECKING, MOVED) or (state == UNWELL and moved) else node
+
+
 class IllegalState(ValueError):
     """A fault of ours: no such step is in the table."""
 

@@ -68,7 +68,8 @@ class Lines(Silent):
         report.say(report.plain(f"Draining {node}"))
 
     def changed(self, item: Item) -> None:
-        where = f" -> {item.destination}" if item.destination else ""
+        way = states.way(item.state, item.destination, item.moved)
+        where = f" {way}" if way else ""
         said = f": {item.error['message']}" if item.error else ""
         report.say(report.plain(f"  {item.key}{where}  {_WORDS[item.state]}{said}"))
 
@@ -126,7 +127,7 @@ def table(node: str, items: list[Item], progress: dict[str, str]) -> Any:
 
     over = sum(one.state in states.OVER for one in items)
     made = RichTable(title=f"Draining {report.plain(node)}: {over} of {len(items)}", box=None)
-    for name in ("workload", "PID", "to", "state", "progress"):
+    for name in ("workload", "PID", "where", "state", "progress"):
         made.add_column(name)
     for name in ("blackout", "stall"):
         made.add_column(name, justify="right")
@@ -135,13 +136,17 @@ def table(node: str, items: list[Item], progress: dict[str, str]) -> Any:
         made.add_row(
             Text(report.plain(one.key)),
             str(one.pid),
-            Text(report.plain(one.destination or "-")),
+            Text(report.plain(_where(one, node))),
             Text(_WORDS[one.state], style=_COLOURS.get(one.state, "")),
             Text(report.plain(progress.get(one.key, said))),
             _ms(one.blackout_ms),
             _ms(one.stall_ms),
         )
     return made
+
+
+def _where(item: Item, node: str) -> str:
+    return states.whereabouts(item.state, node, item.destination, item.moved) or "-"
 
 
 def summary(result: Json) -> None:

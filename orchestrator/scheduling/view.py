@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from orchestrator import log, report
+from orchestrator.draining import states
 from orchestrator.draining.journal import Item
 from orchestrator.scheduling.deciding import FAILED, RUNNING
 from orchestrator.scheduling.store import SERVED, Row, Run
@@ -51,7 +52,8 @@ class Draining:
 
     def changed(self, item: Item) -> None:
         if isinstance(self._to, Lines):
-            where = f" -> {item.destination}" if item.destination else ""
+            way = states.way(item.state, item.destination, item.moved)
+            where = f" {way}" if way else ""
             said = f": {item.error['message']}" if item.error else ""
             self._to.note(f"{self._name}: {item.key}{where} {item.state}{said}")
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from orchestrator.draining import states, view
 from orchestrator.draining.journal import Item
 from orchestrator.draining.outcome import result
+from orchestrator.scheduling import view as schedule_view
 
 
 def item(key: str, state: str, **over: object) -> Item:
@@ -36,8 +37,41 @@ def test_the_table() -> None:
     assert "Draining src: 2 of 3" in text
     lines = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line.strip()}
     assert lines["cache-a"] == "cache-a 4101 dst moved 41.3 ms 42.0 ms"
-    assert lines["cache-b"] == "cache-b 4101 dst moving dump process 40 % - -"
+    assert lines["cache-b"] == "cache-b 4101 -> dst moving dump process 40 % - -"
     assert "a pipe [red] ends \\x1b[31melsewhere" in lines["web"] and "\x1b" not in text
+
+
+WHERE = {
+    states.WAITING: ("-> dst", " -> dst"),
+    states.MOVING: ("-> dst", " -> dst"),
+    states.CHECKING: ("dst", " -> dst"),
+    states.RETURNING: ("-> src", " <- dst"),
+    states.MOVED: ("dst", " -> dst"),
+    states.RETURNED: ("src", ""),
+    states.FAILED: ("src", ""),
+    states.IMMOVABLE: ("src", ""),
+    states.IN_DOUBT: ("-", " -> dst"),
+    states.LOST: ("-", " -> dst"),
+    states.GONE: ("-", ""),
+}
+
+
+@pytest.mark.parametrize("state", [*WHERE])
+def test_each_is_shown_where_it_is(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    column, way = WHERE[state]
+    assert f"4101  {column} " in shown([item("a", state)], {})
+    view.Lines().changed(item("a", state))
+    assert capsys.readouterr().out == f"  a{way}  {view._WORDS[state]}\n"
+
+
+def test_one_that_is_not_well_is_where_it_was_last(capsys: pytest.CaptureFixture[str]) -> None:
+    for moved, place in ((True, "dst"), (False, "src")):
+        assert f"4101  {place} " in shown([item("a", states.UNWELL, moved=moved)], {})
+    assert "4101  src " in shown([item("a", states.WAITING, destination="")], {})
+    to = schedule_view.Draining(schedule_view.Lines(), "nightly")
+    for state, way in ((states.MOVED, " -> dst"), (states.RETURNED, "")):
+        to.changed(item("a", state))
+        assert capsys.readouterr().out == f"nightly: a{way} {state}\n"
 
 
 def test_every_state_has_a_word() -> None:
