@@ -54,7 +54,8 @@ def load(path: str) -> dict[str, Any]:
         raise ChaosMissing(package="chaostoolkit-lib") from None
     file = Path(path)
     if not file.is_file():
-        raise ExperimentInvalid(path=path, detail="there is no such file")
+        detail = "it is no file" if file.exists() else "there is no such file"
+        raise ExperimentInvalid(path=path if file.name else repr(path), detail=detail)
     if file.suffix not in _SUFFIXES:
         raise ExperimentInvalid(
             path=path, detail=f"its name ends in none of {', '.join(_SUFFIXES)}"
@@ -62,8 +63,10 @@ def load(path: str) -> dict[str, Any]:
     try:
         experiment = load_experiment(path)
         if not isinstance(experiment, dict):
-            raise ValueError("it is no map")
+            raise ValueError("it is no map" if experiment is not None else "it is empty")
         ensure_experiment_is_valid(experiment)
+    except RecursionError:
+        raise ExperimentInvalid(path=path, detail="it is nested too deeply") from None
     except Exception as error:  # the library looks at what is there, whatever its type
         detail = " ".join(str(error).split()) or type(error).__name__
         raise ExperimentInvalid(path=path, detail=detail[:500]) from None

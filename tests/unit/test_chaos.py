@@ -101,6 +101,17 @@ def test_a_file_that_is_no_experiment(says: Says, tmp_path: Path, name: str) -> 
         assert str(path) in answer["error"]["message"]
 
 
+def test_why_it_is_none_is_said_in_words(says: Says, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    for path, word in (("deep.yaml", "nested too deeply"), ("empty.yaml", "it is empty"),
+                       ("", "it is no file")):  # fmt: skip
+        _, answer = says("run", tmp_path / path)
+        assert word in answer["error"]["message"], answer
+    _, answer = says("run", "")
+    assert answer["error"]["message"].startswith("'' is no experiment")
+
+
 def test_where_no_lab_is_up(says: Says) -> None:
     status, answer = says("run", EXPERIMENTS / "clocks-apart.yaml")
     assert (status, answer["outcome"], answer["left"]) == (3, "refused", []), answer
