@@ -22,7 +22,7 @@ from agent.errors import AgentError
 from agent.image.seal import SEAL_SIZE, Digest, Seal
 from agent.image.squeeze import Squeezer, expand
 
-IMAGE_VERSION = 3  # of the records and what they carry, which has the fields of a Stream
+IMAGE_VERSION = 4  # of the records and what they carry, which has the fields of a Stream
 MAX_BODY = 8 << 20
 CHUNK = 1 << 20  # of file data in one record
 

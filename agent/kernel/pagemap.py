@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import mmap
 import struct
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ _ARGUMENT = struct.Struct("=12Q")
 _REGION = struct.Struct("=3Q")  # start, end, categories
 _REGIONS = 4096  # taken at once
 _WRITE_PROTECT, _CHECK = 1 << 0, 1 << 1  # PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC
-_WRITTEN, _PRESENT, _SWAPPED = 1 << 1, 1 << 3, 1 << 4  # PAGE_IS_*
+_WRITTEN, _THERE = 1 << 1, 1 << 3 | 1 << 4  # PAGE_IS_WRITTEN, _PRESENT and _SWAPPED
+_GUARD = 1 << 8  # PAGE_IS_GUARD (Linux 6.15)
 
 
 def written(pagemap: int, start: int, end: int, *, protect: bool) -> Iterator[tuple[int, int]]:
@@ -27,16 +29,66 @@ def written(pagemap: int, start: int, end: int, *, protect: bool) -> Iterator[tu
     """
     regions = ctypes.create_string_buffer(_REGION.size * _REGIONS)
     flags = _CHECK | (_WRITE_PROTECT if protect else 0)
+    categories = (_WRITTEN, _THERE, _WRITTEN | _THERE)
     while start < end:
-        argument = bytearray(
-            _ARGUMENT.pack(
-                _ARGUMENT.size, flags, start, end, 0, ctypes.addressof(regions), _REGIONS, 0,
-                0, _WRITTEN, _PRESENT | _SWAPPED, _WRITTEN | _PRESENT | _SWAPPED,
-            )
-        )  # fmt: skip
-        found = fcntl.ioctl(pagemap, _SCAN, argument)
-        for first, last, _ in _REGION.iter_unpack(regions.raw[: found * _REGION.size]):
+        found, walked = _scan(pagemap, flags, start, end, regions, _REGIONS, categories)
+        for first, last, _ in found:
             yield first, last
             start = last
-        # walk_end; of a walk that the kernel did in several it may be where an earlier one ended
-        start = max(start, _ARGUMENT.unpack(argument)[4])
+        start = max(start, walked)
+
+
+def here(
+    pagemap: int, start: int, end: int, *, tracked: bool, most: int
+) -> list[tuple[int, int, bool]] | None:
+    """Start and end of each run of pages in memory or swapped, and whether it was written to.
+
+    All was, unless it is `tracked`. None where there are `most` runs or more, or the kernel is too
+    old to tell.
+    """
+    regions = ctypes.create_string_buffer(_REGION.size * most)
+    categories = (0, _THERE, _WRITTEN | _THERE | _GUARD)
+    try:
+        found, _ = _scan(pagemap, 0, start, end, regions, most, categories)
+    except OSError:
+        return None
+    if len(found) == most:
+        return None
+    return [
+        (first, last, bool(kind & _WRITTEN) or not tracked)
+        for first, last, kind in found
+        if not kind & _GUARD
+    ]
+
+
+def tracks(pagemap: int, address: int) -> bool:
+    """Whether the mapping there is registered with a userfaultfd as `written` needs it."""
+    regions = ctypes.create_string_buffer(_REGION.size)
+    end = address + mmap.PAGESIZE
+    try:
+        _scan(pagemap, _CHECK, address, end, regions, 1, (0, _THERE, _THERE))
+    except OSError:
+        return False
+    return True
+
+
+def _scan(
+    pagemap: int,
+    flags: int,
+    start: int,
+    end: int,
+    regions: ctypes.Array[ctypes.c_char],
+    room: int,
+    categories: tuple[int, int, int],
+) -> tuple[list[tuple[int, int, int]], int]:
+    """The regions found, and how far the kernel went; that may be where it was before, if it went
+    in several goes. `categories`: all of, any of, told."""
+    argument = bytearray(
+        _ARGUMENT.pack(
+            _ARGUMENT.size, flags, start, end, 0, ctypes.addressof(regions), room, 0,
+            0, *categories,
+        )
+    )  # fmt: skip
+    found = fcntl.ioctl(pagemap, _SCAN, argument)
+    rows = list(_REGION.iter_unpack(regions.raw[: found * _REGION.size]))
+    return rows, _ARGUMENT.unpack(argument)[4]

@@ -1,7 +1,8 @@
 """Send the memory of a running process ahead, round by round, and in the end what is left.
 
 Sends records {"kind": "pages", "pid": int, "runs": [[address, pages, has data]], "data": bytes};
-where what is left comes later, {"kind": "owed", "pid": int, "runs": [[address, pages]]} says what.
+where what is left comes later, {"kind": "owed", "pid": int, "address": int, "map": bytes} says
+what (`agent.memory.pagemaps`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from agent.errors import AgentError
 from agent.image.records import CHUNK
 from agent.link import Link
 from agent.memory.layout import PAGE, anonymous
+from agent.memory.pagemaps import LATER, runs, sent
 from agent.memory.reader import Changes, MemoryReader
 from agent.memory.store import MAX_RUNS
 
@@ -163,23 +165,25 @@ class Ahead:
             await self._send(pid, batch, pidfd is None)
 
     async def owe(self, pids: Iterable[int]) -> None:
-        """Say what these processes have that was not sent; they stand still. Raises `PeerLost`.
+        """Say what these processes have, and what of it was not sent; they stand still. Raises
+        `PeerLost`.
 
         Of small mappings it goes at once: there is what a process needs to run at all.
         """
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # a zombie
                 reader = self._readers.get(pid) or MemoryReader(pid)
-                runs = []
-                for ranges in reader.owed():
-                    if sum(end - start for start, end in ranges) <= _AT_HAND:
-                        await self._send(pid, reader.read(ranges), True)
-                    else:
-                        runs += [[start, (end - start) // PAGE] for start, end in ranges]
-                for first in range(0, len(runs), MAX_RUNS):
-                    piece = runs[first : first + MAX_RUNS]
-                    self._link.send({"kind": "owed", "pid": pid, "runs": piece})
-                    await self._link.drain()
+                for start, end in anonymous(pid):
+                    maps = list(reader.left(start, end))
+                    if sum(pages.count(LATER) for _, pages in maps) * PAGE <= _AT_HAND:
+                        later = [one for address, pages in maps for one in runs(address, pages)]
+                        if later:
+                            await self._send(pid, reader.read(later), True)
+                        maps = [(address, sent(pages)) for address, pages in maps]
+                    for address, pages in maps:
+                        owed = {"pid": pid, "address": address, "map": pages}
+                        self._link.send({"kind": "owed", **owed})
+                        await self._link.drain()
 
     async def _send(self, pid: int, batch: Changes, last: bool) -> None:
         data = b"".join(batch.data)

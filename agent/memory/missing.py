@@ -1,23 +1,32 @@
-"""Which pages of a restored process are still at the source: a sparse file, eight bytes a page.
+"""Which pages of a restored process are still at the source: a sparse file, one byte a page.
 
-At a page's place is where the source has it, plus one; a hole where nothing is missing. It follows
-what the process does with its pages, so that whoever has the file knows what to ask for.
+It follows what the process does with its pages, so that whoever has the file knows what to ask for.
+A page that the process has moved has beside it, further on in the file, eight bytes that say where
+the source has it. What was told of a process when it was frozen is there, too (`there`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator
 
 from agent.errors import ProtocolError
 from agent.kernel.syscalls import punch_hole
 from agent.memory.layout import LARGEST, PAGE, is_run
+from agent.memory.pagemaps import LATER, is_map
 from agent.memory.ranges import Range
 
+_MOVED = 3  # comes later, too, from elsewhere
+_RUNS = re.compile(b"%c+|%c+" % (LATER, _MOVED))
+_THERE = re.compile(b"[^\0]+")
+_BLOCK = PAGE  # pages whose bytes a page of the file has
+_ORIGINS = LARGEST // PAGE  # where the eight bytes of each page begin
 _ENTRY = 8  # bytes
-_BLOCK = PAGE // _ENTRY  # pages whose entries a page of the file has
 _AT_ONCE = 1 << 17  # bytes read at once
+
+Run = tuple[int, int, int]  # start, end, and where the source has it
 
 
 def file_name(pid: int | str) -> str:
@@ -32,15 +41,24 @@ class Missing:
 
     def add(self, start: int, end: int, origin: int) -> None:
         """Pages from `start` to `end` are at the source from `origin` on."""
-        entries = array("Q", range(origin + 1, origin + 1 + end - start, PAGE))
-        self._write(start, entries)
+        count = (end - start) // PAGE
+        if origin == start:
+            self._write(bytes([LATER]) * count, start // PAGE)
+        else:
+            entries = array("Q", range(origin, origin + end - start, PAGE))
+            self._write(memoryview(entries).cast("B"), _ORIGINS + start // PAGE * _ENTRY)
+            self._write(bytes([_MOVED]) * count, start // PAGE)
+
+    def mark(self, address: int, pages: bytes) -> None:
+        """What was told of the pages from an address on, as `agent.memory.pagemaps` has it."""
+        self._write(pages, address // PAGE)
 
     def remove(self, start: int, end: int) -> None:
         """They are not missing any more."""
         first, last = start // PAGE, end // PAGE
         low, high = -(-first // _BLOCK) * _BLOCK, last // _BLOCK * _BLOCK
         if low < high:
-            punch_hole(self.fd, low * _ENTRY, (high - low) * _ENTRY)
+            punch_hole(self.fd, low, high - low)
             self._clear(first, low)
             self._clear(high, last)
         else:
@@ -48,42 +66,57 @@ class Missing:
 
     def _clear(self, first: int, last: int) -> None:
         """Where something is: a hole stays one."""
-        if first < last and any(os.pread(self.fd, (last - first) * _ENTRY, first * _ENTRY)):
-            self._write(first * PAGE, array("Q", bytes((last - first) * _ENTRY)))
+        if first < last and any(os.pread(self.fd, last - first, first)):
+            self._write(bytes(last - first), first)
 
-    def _write(self, start: int, entries: array[int]) -> None:
-        data = memoryview(entries).cast("B")
-        offset = start // PAGE * _ENTRY
+    def _write(self, data: bytes | memoryview, offset: int) -> None:
+        data = memoryview(data)
         while data:
             done = os.pwrite(self.fd, data, offset)
             data, offset = data[done:], offset + done
 
-    def ranges(self, start: int = 0, end: int = LARGEST) -> Iterator[tuple[int, int, int]]:
+    def ranges(self, start: int = 0, end: int = LARGEST) -> Iterator[Run]:
         """Start, end and origin of each run of missing pages, by address."""
-        at, end = start // PAGE * _ENTRY, end // PAGE * _ENTRY
-        run: list[int] | None = None
-        while at < end:
+        run: Run | None = None
+        for first, last, kind in self._runs(_RUNS, start, end):
+            for piece in self._moved(first, last) if kind == _MOVED else [(first, last, first)]:
+                if run and run[1] == piece[0] and piece[2] - run[2] == piece[0] - run[0]:
+                    run = (run[0], piece[1], run[2])
+                    continue
+                if run:
+                    yield run
+                run = piece
+        if run:
+            yield run
+
+    def there(self) -> Iterator[Range]:
+        """Start and end of what there was of the process, by address, as far as it was told."""
+        for first, last, _ in self._runs(_THERE, 0, LARGEST):
+            yield first, last
+
+    def _runs(
+        self, pattern: re.Pattern[bytes], start: int, end: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Start, end and the first byte of what matches between two addresses."""
+        at, until = start // PAGE, end // PAGE
+        while at < until:
             try:
                 at = max(at, os.lseek(self.fd, at, os.SEEK_DATA))
             except OSError:  # ENXIO: there is no more
-                break
-            data = os.pread(self.fd, min(_AT_ONCE, max(end - at, 0)), at)
-            data = data[: len(data) // _ENTRY * _ENTRY]
+                return
+            data = os.pread(self.fd, min(_AT_ONCE, max(until - at, 0)), at)
             if not data:
-                break
-            address = at // _ENTRY * PAGE
-            for entry in array("Q", data):
-                if entry:
-                    if run and run[1] == address and entry - 1 - run[2] == address - run[0]:
-                        run[1] += PAGE
-                    else:
-                        if run:
-                            yield run[0], run[1], run[2]
-                        run = [address, address + PAGE, entry - 1]
-                address += PAGE
+                return
+            for run in pattern.finditer(data):
+                yield (at + run.start()) * PAGE, (at + run.end()) * PAGE, data[run.start()]
             at += len(data)
-        if run:
-            yield run[0], run[1], run[2]
+
+    def _moved(self, start: int, end: int) -> Iterator[Run]:
+        size = (end - start) // PAGE * _ENTRY
+        entries = array("Q", os.pread(self.fd, size, _ORIGINS + start // PAGE * _ENTRY))
+        for number, origin in enumerate(entries):
+            address = start + number * PAGE
+            yield address, address + PAGE, origin
 
     def copy(self) -> Missing:
         """Another file with the same."""
@@ -107,6 +140,15 @@ class Missing:
             if start > at and next(self.ranges(at, start), None) is not None:
                 self.remove(at, start)
             at = max(at, end)
+
+
+def checked_map(address: object, pages: object) -> tuple[int, bytes]:
+    """The map of a record. Raises `ProtocolError`."""
+    if not isinstance(address, int) or not isinstance(pages, bytes) or not is_map(pages):
+        raise ProtocolError(detail="a malformed map of pages")
+    if not is_run(address, len(pages)):
+        raise ProtocolError(detail="a map of pages that cannot be there")
+    return address, pages
 
 
 def checked_runs(value: object, most: int) -> list[Range]:

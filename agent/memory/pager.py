@@ -48,6 +48,7 @@ from agent.memory import missing
 from agent.memory.arrivals import Arrivals
 from agent.memory.layout import PAGE
 from agent.memory.missing import Missing
+from agent.memory.ranges import Ranges
 from agent.memory.space import Buffer, Space, keep_only
 from agent.memory.store import file_name
 
@@ -226,8 +227,11 @@ class Pager:
     def _begin(self, pid: int, fd: int) -> None:
         store = os.open(file_name(pid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         listed = os.open(missing.file_name(pid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        lazy = lazy_ranges(Path(f"pagemap-{pid}.img").read_bytes())
-        keep_only(store, lazy)
+        # What CRIU's image has of it, and what it was told nothing of (`agent.criu.hiding`).
+        lazy = Ranges(lazy_ranges(Path(f"pagemap-{pid}.img").read_bytes()))
+        for start, end in Missing(listed).there():
+            lazy.add(start, end)
+        keep_only(store, list(lazy))
         Missing(listed).keep_only(lazy)
         self._add(Space(pid, pid, fd, store, listed))
 

@@ -8,22 +8,26 @@ from collections.abc import Iterable, Iterator
 Range = tuple[int, int]
 
 
-def joined(ranges: Iterable[Range], within: Iterable[Range], most: int) -> list[Range]:
-    """The ranges, with what is between two of them where that is short, and all there.
-
-    Both are sorted; each range is in one of `within`. `most`: what may be in between.
-    """
-    found: list[Range] = []
-    wholes = iter(within)
-    until = -1  # of the whole that the last of the found is in
+def split(ranges: Iterable[Range], by: Iterable[Range]) -> tuple[list[Range], list[Range]]:
+    """What of the ranges is in none of the others, and what is; all sorted, and none touch."""
+    outside: list[Range] = []
+    inside: list[Range] = []
+    others = iter(by)
+    first, last = next(others, (0, 0))
     for start, end in ranges:
-        if found and end <= until and start - found[-1][1] <= most:
-            found[-1] = (found[-1][0], end)
-            continue
-        while until < end:
-            _, until = next(wholes, (0, end))
-        found.append((start, end))
-    return found
+        at = start
+        while at < end:
+            while last and last <= at:
+                first, last = next(others, (0, 0))
+            if not last or first >= end:
+                outside.append((at, end))
+                break
+            if first > at:
+                outside.append((at, first))
+                at = first
+            inside.append((at, min(last, end)))
+            at = min(last, end)
+    return outside, inside
 
 
 class Ranges:

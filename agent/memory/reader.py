@@ -18,16 +18,15 @@ from dataclasses import dataclass, field
 
 from agent.kernel import inject
 from agent.kernel.syscalls import MAX_VECTORS, read_memory
+from agent.memory import pagemaps
 from agent.memory.direct import written_by_devices
 from agent.memory.layout import PAGE, anonymous, present
-from agent.memory.ranges import Range, joined
+from agent.memory.ranges import Range
 from agent.memory.tracker import Tracker
 
 SPAN = 2 << 20  # bytes read at once, and the unit of digests
 _PAGES = SPAN // PAGE
 _BATCH = 1 << 20  # bytes of written pages read at once
-_MANY = 64  # pieces of a mapping
-_NEAR = 16 * PAGE  # bytes between two of them
 _BLANK_PAGE = bytes(PAGE)
 _BLANK = hash(_BLANK_PAGE)
 _ALL_BLANK = array("q", [_BLANK]) * _PAGES
@@ -95,24 +94,14 @@ class MemoryReader:
         if self._tracker is not None and not last and written_by_devices(self.pid):
             self._stop_tracking()  # what was pinned when it was protected may still change
 
-    def owed(self) -> Iterator[list[Range]]:
-        """What the destination does not have, mapping by mapping, of a process that stands still.
+    def left(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Maps of what there is in a mapping, and of what the destination does not have of it.
 
-        All that is there, where the kernel does not tell what was written to; and what lies
-        between two pieces that are near each other, as each costs more than some pages do. Raises
-        `OSError`.
+        As `agent.memory.pagemaps` has them, of a process that stands still. Raises `OSError`.
         """
         with _opened(self.pid, "pagemap") as pagemap:
-            for start, end in anonymous(self.pid):
-                written = self._written(pagemap, start, end, last=True)
-                if written is None:
-                    owed = list(present(pagemap, start, end))
-                elif len(written) > _MANY:
-                    owed = joined(written, present(pagemap, start, end), _NEAR)
-                else:
-                    owed = written
-                if owed:
-                    yield owed
+            for address, pages in pagemaps.look(pagemap, start, end, tracked=self.tracked):
+                yield address, pagemaps.near(pages)
 
     def read(self, ranges: list[Range]) -> Changes:
         """What is there. Raises `OSError`."""

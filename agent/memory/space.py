@@ -18,7 +18,7 @@ from agent.kernel import userfault
 from agent.kernel.syscalls import punch_hole
 from agent.memory.layout import LARGEST, PAGE
 from agent.memory.missing import Missing
-from agent.memory.ranges import Range, Ranges
+from agent.memory.ranges import Range, Ranges, split
 
 BUFFER = 4 << 20  # bytes placed at once in the background
 CLUSTER = 64 << 10  # bytes placed around an address that was touched
@@ -61,13 +61,15 @@ class Space:
         """`pid`: 0 where it is not known; `origin`: of the process at the source that has what is
         `missing`. `store`: its pages, each at its address; what is in neither is zeros."""
         self.pid, self.origin, self.fd, self.store = pid, origin, fd, store
-        self._left = Ranges(extents(store))
         self._missing = Missing(missing)
         self._awaited = Ranges()
         self._shifts = {0}  # of pages that were moved, against where the source has them
         for start, end, theirs in self._missing.ranges():
             self._awaited.add(start, end)
             self._shifts.add(start - theirs)
+        left, stale = split(extents(store), self._awaited)
+        self._left = Ranges(left)
+        self._stale = Ranges(stale)  # in the store, of what is missing: not so any more
         self._touched: list[int] = []  # addresses that somebody waits for
         self._asked: set[int] = set()  # of these, those that are missing
         self._wants: list[Range] = []  # where the source has them
@@ -202,6 +204,8 @@ class Space:
             if at > start:
                 self._missing.remove(start, at)
                 self._awaited.cut(start, at)
+                if self._stale.cut(start, at):
+                    punch_hole(self.store, start, at - start)
                 self._asked = {one for one in self._asked if not start <= one < at}
 
     def _place_zeros(self, address: int, length: int) -> int:

@@ -18,7 +18,8 @@ from agent.image.store import ImagesDirectory, ImagesFull
 from agent.kernel.syscalls import punch_hole
 from agent.memory import missing
 from agent.memory.layout import PAGE, is_run
-from agent.memory.missing import Missing, checked_runs
+from agent.memory.missing import Missing, checked_map
+from agent.memory.pagemaps import LATER
 from agent.plan import checked_pid
 
 MAX_RUNS = 1 << 16  # of a record
@@ -40,6 +41,7 @@ class PageStores:
         self._files: dict[int, int] = {}
         self._lists: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
+        self._maps: dict[int, int] = {}
         self.owed = False  # something is missing
 
     def take(self, record: Record) -> int:
@@ -59,23 +61,28 @@ class PageStores:
             self._sizes[pid] = os.fstat(fd).st_blocks * _BLOCK
         if view:
             raise ProtocolError(detail="a record of pages with data that belongs to none")
-        if (size := sum(self._sizes.values())) > self._limit:
-            raise ImageTooLarge(length=size, limit=self._limit)
+        self._keep_to_limit()
         return len(data)
 
     def owe(self, record: Record) -> None:
-        """A record {"pid": int, "runs": [[address, pages]]} of pages that come later.
+        """A record {"pid": int, "address": int, "map": bytes}: what there is of the process, and
+        what of it comes later (`agent.memory.pagemaps`). What it had before is not so any more.
 
         Raises as `take`.
         """
         pid = checked_pid(record.get("pid"))
+        address, pages = checked_map(record.get("address"), record.get("map"))
         with self._errors():
-            store = self._file(self._files, pid, file_name(pid))
-            listed = Missing(self._file(self._lists, pid, missing.file_name(pid)))
-            for start, end in checked_runs(record.get("runs"), MAX_RUNS):
-                listed.add(start, end, start)
-                punch_hole(store, start, end - start)  # what it had there is not so any more
-                self.owed = True
+            self._file(self._files, pid, file_name(pid))
+            fd = self._file(self._lists, pid, missing.file_name(pid))
+            Missing(fd).mark(address, pages)
+            self._maps[pid] = os.fstat(fd).st_blocks * _BLOCK
+        self._keep_to_limit()
+        self.owed = self.owed or LATER in pages
+
+    def _keep_to_limit(self) -> None:
+        if (size := sum(self._sizes.values()) + sum(self._maps.values())) > self._limit:
+            raise ImageTooLarge(length=size, limit=self._limit)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

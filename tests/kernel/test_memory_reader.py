@@ -14,6 +14,7 @@ import pytest
 
 from agent.memory import layout
 from agent.memory.direct import written_by_devices
+from agent.memory.pagemaps import LATER
 from agent.memory.reader import SPAN, MemoryReader
 from tests.support.memory import (
     BASE,
@@ -133,10 +134,44 @@ def test_many_changes_with_a_page_between_each(process: Subject, copied: Look) -
     changed = {number: page(number, 1) for number in range(0, 4000, 2)}
     for number, data in changed.items():
         process.write(number, data)
-    if copy.tracked:
-        owed = [one for some in copy.reader.owed() for one in some]
-        assert owed == sorted(set(owed))
     assert copy.look(last=True) == changed
+
+
+@pytest.mark.parametrize("step", [2, 7, 300])
+def test_what_is_left_of_a_mapping(process: Subject, copied: Look, step: int) -> None:
+    """All that is there, and what was written to since it was looked at, whatever the pieces."""
+    process.map(0, 4000)
+    process.write(0, pages(0, 3000))
+    process.advise(100, 50, MADV_DONTNEED)
+    copy = copied(process)
+    copy.look()
+    for number in range(200, 3000, step):
+        process.write(number, page(number, 1))
+    process.map(5000, 100)  # not there before
+    process.write(5000, pages(5000, 50))
+    there = {*range(100), *range(150, 3000), *range(5000, 5050)}
+    later = {*range(200, 3000, step), *range(5000, 5050)} if copy.tracked else there
+    found: dict[int, int] = {}
+    for first, last in ((0, 4000), (5000, 5100)):
+        for start, kinds in copy.reader.left(address(first), address(last)):
+            number = (start - BASE) // PAGE
+            found.update((number + at, kind) for at, kind in enumerate(kinds) if kind)
+    assert found.keys() == there
+    assert later <= {number for number, kind in found.items() if kind == LATER}
+    if step > 16:
+        assert all(number in later for number, kind in found.items() if kind == LATER)
+
+
+def test_what_has_moved_is_left_whole(process: Subject, copied: Look) -> None:
+    process.map(0, 100)
+    process.write(0, pages(0, 100))
+    copy = copied(process)
+    copy.look()
+    process.do(
+        "mremap", address(0), 100 * PAGE, 100 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, address(500)
+    )
+    ((start, kinds),) = copy.reader.left(address(500), address(600))
+    assert start == address(500) and kinds == bytes([LATER]) * 100
 
 
 def test_a_change_of_one_byte(process: Subject, copied: Look) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.errors import PeerLost
 from agent.memory.filling import Filling
+from agent.memory.pagemaps import LATER
 from agent.memory.paging import Paging
 from agent.memory.serving import Serving
 from tests.support.memory import DEADLINE, Subject, address, pages, subject
@@ -87,8 +88,9 @@ class Away:
         self.site.paging.fill()
 
     def owe(self, *runs: tuple[int, int]) -> None:
-        rows = [[address(first), count] for first, count in runs]
-        self.site.stores.owe({"kind": "owed", "pid": self.process.pid, "runs": rows})
+        for first, count in runs:
+            owed = {"pid": self.process.pid, "address": address(first)}
+            self.site.stores.owe({"kind": "owed", **owed, "map": bytes([LATER]) * count})
 
     @contextlib.asynccontextmanager
     async def link(self, *, again: bool = False) -> AsyncIterator[tuple[End, Filling]]:

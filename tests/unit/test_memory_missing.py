@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from agent.errors import ProtocolError
 from agent.memory.layout import LARGEST, PAGE
-from agent.memory.missing import Missing, checked_runs
+from agent.memory.missing import Missing, checked_map, checked_runs
+from agent.memory.pagemaps import MOST
 
 BASE = 0x10_0000_0000
 _STEP = st.tuples(
@@ -88,3 +89,21 @@ def test_runs_are_as_long_as_they_can_be(listed: Missing) -> None:
 def test_runs_that_are_none(runs: object) -> None:
     with pytest.raises(ProtocolError):
         checked_runs(runs, 3)
+
+
+def test_what_there_was_is_kept_beside_what_is_missing(listed: Missing) -> None:
+    listed.mark(at(0), b"\0\1\1\2\2\0\1")
+    assert list(listed.there()) == [(at(1), at(5)), (at(6), at(7))]
+    assert list(listed.ranges()) == [(at(3), at(5), at(3))]
+    listed.remove(at(3), at(4))
+    assert list(listed.ranges()) == [(at(4), at(5), at(4))]
+
+
+@pytest.mark.parametrize("address, pages", [
+    (at(0), "\1"), (at(0), None), (at(0), b"\3"), (at(0), b"\1\xff"), (at(0), b""),
+    (at(0) + 1, b"\1"), (-PAGE, b"\1"), (LARGEST, b"\1"), ("0", b"\1"), (None, b"\1"),
+    (at(0), bytes(MOST + 1)),
+])  # fmt: skip
+def test_maps_that_are_none(address: object, pages: object) -> None:
+    with pytest.raises(ProtocolError):
+        checked_map(address, pages)
