@@ -28,7 +28,7 @@ from agent.phases import Phases
 from agent.plan import Plan
 from agent.protocol import may_follow
 from agent.successor import remembered
-from agent.tcp import opening, options, placing, time_wait
+from agent.tcp import apart, opening, options, placing, time_wait
 from agent.tcp.closing import settle
 from agent.tcp.inventory import connection
 from agent.tcp.option_check import Sieve
@@ -318,6 +318,11 @@ class DestinationHost(Host):
         packets = [one for one in packets if endpoints(one) in by_key or opens(one)]
         packets = [self._fitting(by_key.get(endpoints(one)), one) for one in packets]
         touched = {key: by_key[key] for key in map(endpoints, packets) if key in by_key}
+        if self.misses_memory:  # a look may have to wait for memory that we bring
+            for packet in packets:
+                if (one := touched.get(endpoints(packet))) is not None:
+                    one.ignored += 1
+            touched.clear()
         for waking in touched.values():
             waking.look()
         self.replayed += self._replayer.replay(packets)
@@ -349,8 +354,8 @@ class DestinationHost(Host):
             await self._paging.filled(heard)
 
     async def wake(self) -> None:
-        """Wait (bounded) until each peer has answered."""
-        await wake(self._waking)
+        """Wait (bounded, but for memory that is missing) until each peer has answered."""
+        await (apart.wake if self.misses_memory else wake)(self._waking)
 
     # --- back
 

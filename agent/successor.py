@@ -121,9 +121,14 @@ class Successor:
     @property
     def complete(self) -> bool:
         """Whether the copy here, which runs already, has all of its memory, or it has come."""
-        directory = Path(self.plan.images_dir, self.plan.id)
-        lists = list(directory.glob(missing.file_name("*")))
+        lists = self._lists
         return self.same_boot and bool(lists) and all(map(_nothing_in, lists))
+
+    @property
+    def _lists(self) -> list[Path]:
+        """Of what is missing; none where all came before it ran."""
+        directory = Path(self.plan.images_dir, self.plan.id)
+        return list(directory.glob(missing.file_name("*")))
 
     def _members(self) -> list[int]:
         tree = Tree(self.plan.pid)
@@ -165,7 +170,9 @@ class Successor:
             if tree is not None:
                 tree.stopped_before = set(self._facts.get("stopped", []))
                 tree.thaw()
-        self._probe_again()
+        if all(map(_nothing_in, self._lists)):  # else it might wait as `agent.tcp.apart` says
+            self._probe_again()
+        self._let_go()
 
     def kill(self) -> None:
         """End the copy, which never ran, without a word to the peers."""
@@ -222,6 +229,8 @@ class Successor:
                     reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
                     sock.setsockopt(socket.IPPROTO_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+
+    def _let_go(self) -> None:
         for sock in self._peer_asleep:
             sock.close()
         self._peer_asleep.clear()

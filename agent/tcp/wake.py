@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,12 @@ class Waking:
 
 async def wake(streams: list[Waking]) -> None:
     """Fill in `wake_ms` and `probes` of each released stream; bounded in time and probes."""
+    for seconds in steps(streams):
+        await asyncio.sleep(seconds)
+
+
+def steps(streams: list[Waking]) -> Iterator[float]:
+    """The same, step by step; yields the seconds to wait before the next."""
     for waking in streams:
         if waking.awake:
             waking.sock.close()
@@ -112,7 +119,7 @@ async def wake(streams: list[Waking]) -> None:
             if not waking.awake:
                 waking.probe()
             if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+                yield 0
     probes = list(_PROBES_AT)
     while True:
         for waking in asleep:
@@ -125,7 +132,7 @@ async def wake(streams: list[Waking]) -> None:
             probes.pop(0)
             for waking in asleep:
                 waking.probe()
-        await asyncio.sleep(_POLL if elapsed < 0.02 else _POLL_SLOW)
+        yield _POLL if elapsed < 0.02 else _POLL_SLOW
 
 
 def endpoints(packet: bytes) -> bytes:

@@ -57,6 +57,11 @@ def address(number: int) -> int:
     return BASE + number * PAGE
 
 
+def register_missing(fd: int, start: int, length: int) -> None:
+    """Have a userfaultfd tell of pages that are touched and not there."""
+    fcntl.ioctl(fd, _REGISTER, struct.pack("=QQQQ", start, length, 1, 0))
+
+
 def until(condition: Any, what: str) -> None:
     """Poll until it holds."""
     deadline = time.monotonic() + DEADLINE
@@ -278,7 +283,7 @@ class _Process:
             self._fd = self._call("syscall", number, os.O_CLOEXEC | os.O_NONBLOCK)
             fcntl.ioctl(self._fd, _API, struct.pack("=QQQ", 0xAA, _EVENTS, 0))
         for start, length in ranges:
-            fcntl.ioctl(self._fd, _REGISTER, struct.pack("=QQQQ", start, length, 1, 0))
+            register_missing(self._fd, start, length)
 
     def connect(self, directory: str) -> None:
         self._criu = socket.socket(socket.AF_UNIX)
