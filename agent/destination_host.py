@@ -121,7 +121,9 @@ class DestinationHost(Host):
         if len(sockets) >= MANY and placing.possible() and not self._restored:
             sockets = []  # they will be put into their places; else this is started again
         self._inheritable = {sock.fileno() for sock in sockets}
-        self._worker = CriuWorker(self._store.path, "restore.log", sorted(self._inheritable))
+        self._worker = CriuWorker(
+            self._store.path, "restore.log", pass_fds=sorted(self._inheritable)
+        )
         self._opened.callback(self._worker.close)
 
     def add_connections(self, record: Record) -> None:

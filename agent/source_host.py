@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.address import AddressError
 from agent.bandwidth import Bandwidth
+from agent.criu.hiding import hideable_of
 from agent.criu.worker import CriuWorker
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import Faults
@@ -18,9 +19,9 @@ from agent.freeze import Tree
 from agent.host import MANY, Host, to_rows
 from agent.image.shipper import Shipper
 from agent.image.streams import stream_records
-from agent.kernel import limits, proc, uapi
+from agent.kernel import limits, proc, seccomp, uapi
 from agent.kernel.nflog import PacketLog
-from agent.kernel.seccomp import EpollTrust, filtered
+from agent.kernel.seccomp import Filter
 from agent.link import Link
 from agent.memory.ahead import Ahead, another, at_once, mapped, too_fast, too_large
 from agent.memory.serving import Serving
@@ -46,6 +47,7 @@ from agent.tcp.stream import Stream, format_address
 from agent.tcp.watched import look
 
 _BATCH = 512  # streams
+_LARGE = 64 << 20  # bytes of mappings that CRIU takes longer for than we do to answer it
 _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
 
@@ -92,16 +94,19 @@ class SourceHost(Host):
         self._tree = Tree(self._plan.pid)
         self.has_ended = False  # the process, by itself or by somebody's hand, when all is undone
         opened.callback(self._tree.close)
-        self._trusting = False
+        self._trusting = self._hiding = False
         self._worker = CriuWorker(self._store.path, "dump.log")
         opened.callback(lambda: self._worker.close())
         opened.callback(self._abandon)
 
-    def _start_worker(self, *, trust: EpollTrust | None = None) -> None:
-        """Another CRIU in the place of the one that waits."""
+    def _start_worker(self, *, trusting: bool = False) -> None:
+        """Another CRIU in the place of the one that waits, which takes what epoll sets watch for
+        what has these numbers: who has it `trusting` has looked."""
+        asked = trusting or self._hiding
+        answers = Filter(trust_epoll=trusting, scans=self._hiding) if asked else None
         self._worker.close()
-        self._trusting = trust is not None
-        self._worker = CriuWorker(self._store.path, "dump.log", trust=trust)
+        self._trusting = trusting
+        self._worker = CriuWorker(self._store.path, "dump.log", answers)
 
     # --- forward
 
@@ -122,6 +127,9 @@ class SourceHost(Host):
         bandwidth = Bandwidth(self._plan.bandwidth)
         self._ahead = ahead = Ahead(link, progress, bandwidth, tracked=later)
         self._opened.callback(ahead.close)
+        if size >= _LARGE and seccomp.known() and not seccomp.filtered(self.pids()):
+            self._hiding = True
+            self._start_worker()
         while another(ahead.rounds, self._plan.max_rounds):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
@@ -197,9 +205,9 @@ class SourceHost(Host):
         apply.run(render.lock(self._plan.id, known, self._listeners, stage="hold_syn"))
         self._in_lock = set(known)
         self._locked = True
-        if len(self._connections) >= MANY and not filtered(self._tree.pids):
-            with contextlib.suppress(OSError):  # then CRIU asks the kernel, and that takes time
-                self._start_worker(trust=EpollTrust())
+        trusting = len(self._connections) >= MANY and seccomp.known()
+        if trusting and not seccomp.filtered(self._tree.pids):
+            self._start_worker(trusting=True)
         await drain_accept_queues(self._tree.pidfds)
         if len(self._connections) >= MANY:
             self._keep()
@@ -253,6 +261,10 @@ class SourceHost(Host):
         if self._trusting and (watched is None or not watched.sound):
             self._start_worker()
             note(**self.about_worker)
+        hidden = {}
+        if self._worker.hiding is not None:
+            hidden = hideable_of(self._tree.pids)  # CRIU makes their threads run
+            self._worker.hiding.hide(hidden)
         self._dumping = asyncio.create_task(self._dump_process())
         await asyncio.sleep(0)
         with phases.step("dump_streams"):
@@ -264,6 +276,7 @@ class SourceHost(Host):
                     await self._ahead.owe(self._tree.pids)
                 else:
                     await self._ahead.round(self._tree.pidfds, last=True)
+                    await self._ahead.tell(hidden)
         self._shipper = Shipper(link, self._store.path, self._progress)
         self._opened.callback(self._shipper.close)
         await self._shipper.follow(self._dumping)

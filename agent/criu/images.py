@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from agent.criu import messages
 from agent.image.records import ImageError
@@ -20,6 +21,7 @@ _FILES_MAGIC = 0x56303138
 _FDINFO_MAGIC = 0x56213732
 _PAGEMAP_MAGIC = 0x56084025
 _IDS_MAGIC = 0x54432030
+_MM_MAGIC = 0x57492820
 _MAGICS = struct.Struct("=II")
 _SIZE = struct.Struct("=I")
 
@@ -63,6 +65,13 @@ def lazy_ranges(image: bytes) -> list[tuple[int, int]]:
             pages = entry.nr_pages or entry.compat_nr_pages
             found.append((entry.vaddr, entry.vaddr + pages * PAGE))
     return sorted(found)
+
+
+def mappings(image: bytes) -> list[Any]:
+    """The mappings of a process, of an mm-PID.img. Raises `ImageError`."""
+    for data in entries(image, _MAGICS.pack(_IMG_COMMON_MAGIC, _MM_MAGIC), "mm.img"):
+        return list(messages.Mm.FromString(data).vmas)
+    raise ImageError(detail="mm.img is empty")
 
 
 def files_id(image: bytes) -> int:

@@ -1,7 +1,8 @@
 """The protobuf messages of CRIU that we read or write, by field number.
 
 Only the fields we touch are declared: protobuf keeps the others as it found them. Numbers are from
-CRIU's images/rpc.proto (MIT), core.proto, fdinfo.proto, pagemap.proto and regfile.proto, of 4.2.
+CRIU's images/rpc.proto (MIT), core.proto, fdinfo.proto, mm.proto, pagemap.proto,
+regfile.proto and vma.proto, of 4.2.
 Messages we only carry along are declared as bytes, which have the same encoding.
 """
 
@@ -64,6 +65,9 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
              "isk": (4, "InetSocket")},
     "Ids": {"files_id": (2, "uint32")},
     "InetSocket": {"ino": (2, "uint32"), "flags": (9, "uint32"), "fown": (13, "bytes")},
+    "Mm": {"vmas": (14, "Vma*")},
+    "Vma": {"start": (1, "uint64"), "end": (2, "uint64"), "flags": (6, "uint32"),
+            "status": (7, "uint32")},
     "PagemapEntry": {"vaddr": (1, "uint64"), "compat_nr_pages": (2, "uint32"),
                      "flags": (4, "uint32"), "nr_pages": (5, "uint64")},
     "RegFile": {"id": (1, "uint32"), "flags": (2, "uint32"), "pos": (3, "uint64"),
@@ -105,3 +109,4 @@ File: Any = _classes["File"]
 Ids: Any = _classes["Ids"]
 FdInfo: Any = _classes["FdInfo"]
 PagemapEntry: Any = _classes["PagemapEntry"]
+Mm: Any = _classes["Mm"]

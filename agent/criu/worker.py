@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.criu import messages
+from agent.criu.hiding import Hiding
 from agent.errors import AgentError
-from agent.kernel.seccomp import EpollTrust
+from agent.kernel.seccomp import Filter
 from agent.kernel.syscalls import readable
 
 # struct page_server_iov, criu/page-xfer.c: command, pages, address, id; PS_IOV_CLOSE
@@ -57,14 +58,13 @@ class CriuWorker:
         self,
         images: Path,
         log_name: str,
+        filtered: Filter | None = None,
         pass_fds: Sequence[int] = (),
-        *,
-        trust: EpollTrust | None = None,
     ) -> None:
         """Start it. `images` is the directory CRIU reads or writes; `pass_fds` keep their numbers.
 
-        With `trust` it takes what epoll sets watch for what has these numbers: who dumps so has
-        looked. Not for a process with a seccomp filter, which CRIU could not suspend then.
+        `filtered`: what it asks the kernel is answered by us. Not for a process with a seccomp
+        filter, which CRIU could not suspend then.
 
         Raises `CriuMissing` or `OSError`.
         """
@@ -86,8 +86,10 @@ class CriuWorker:
                 pass_fds=(theirs.fileno(), server.fileno(), *pass_fds),
                 start_new_session=True,
                 umask=0o077,
-                preexec_fn=None if trust is None else trust.install,
+                preexec_fn=None if filtered is None else filtered.install,
             )
+        listener = filtered.listener() if filtered is not None else None
+        self.hiding = Hiding(listener) if listener is not None else None
         ours.setblocking(False)
         self.busy = False  # it holds the process
 
@@ -109,6 +111,8 @@ class CriuWorker:
             request.opts.config_file = str(config)
             self._pages.sendall(_NO_PAGES)
         await self._call(request, "dump")
+        if self.hiding is not None:
+            self.hiding.check(self._images)
 
     async def restore(self, inherit: dict[str, int], *, shell_job: bool, lazy: bool = False) -> int:
         """Restore from the images directory, stopped; `inherit` maps keys to `pass_fds`.
@@ -183,3 +187,5 @@ class CriuWorker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self.hiding is not None:
+            self.hiding.close()

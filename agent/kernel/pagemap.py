@@ -11,12 +11,12 @@ import mmap
 import struct
 from collections.abc import Iterator
 
-_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
-_ARGUMENT = struct.Struct("=12Q")
-_REGION = struct.Struct("=3Q")  # start, end, categories
+SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
+ARGUMENT = struct.Struct("=12Q")
+REGION = struct.Struct("=3Q")  # start, end, categories
 _REGIONS = 4096  # taken at once
 _WRITE_PROTECT, _CHECK = 1 << 0, 1 << 1  # PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC
-_WRITTEN, _THERE = 1 << 1, 1 << 3 | 1 << 4  # PAGE_IS_WRITTEN, _PRESENT and _SWAPPED
+_WRITTEN, THERE = 1 << 1, 1 << 3 | 1 << 4  # PAGE_IS_WRITTEN, _PRESENT and _SWAPPED
 _GUARD = 1 << 8  # PAGE_IS_GUARD (Linux 6.15)
 
 
@@ -27,9 +27,9 @@ def written(pagemap: int, start: int, end: int, *, protect: bool) -> Iterator[tu
     those that are found are protected again, at the same moment. Raises `OSError`; what was
     protected before is not told then.
     """
-    regions = ctypes.create_string_buffer(_REGION.size * _REGIONS)
+    regions = ctypes.create_string_buffer(REGION.size * _REGIONS)
     flags = _CHECK | (_WRITE_PROTECT if protect else 0)
-    categories = (_WRITTEN, _THERE, _WRITTEN | _THERE)
+    categories = (_WRITTEN, THERE, _WRITTEN | THERE)
     while start < end:
         found, walked = _scan(pagemap, flags, start, end, regions, _REGIONS, categories)
         for first, last, _ in found:
@@ -46,8 +46,8 @@ def here(
     All was, unless it is `tracked`. None where there are `most` runs or more, or the kernel is too
     old to tell.
     """
-    regions = ctypes.create_string_buffer(_REGION.size * most)
-    categories = (0, _THERE, _WRITTEN | _THERE | _GUARD)
+    regions = ctypes.create_string_buffer(REGION.size * most)
+    categories = (0, THERE, _WRITTEN | THERE | _GUARD)
     try:
         found, _ = _scan(pagemap, 0, start, end, regions, most, categories)
     except OSError:
@@ -63,10 +63,10 @@ def here(
 
 def tracks(pagemap: int, address: int) -> bool:
     """Whether the mapping there is registered with a userfaultfd as `written` needs it."""
-    regions = ctypes.create_string_buffer(_REGION.size)
+    regions = ctypes.create_string_buffer(REGION.size)
     end = address + mmap.PAGESIZE
     try:
-        _scan(pagemap, _CHECK, address, end, regions, 1, (0, _THERE, _THERE))
+        _scan(pagemap, _CHECK, address, end, regions, 1, (0, THERE, THERE))
     except OSError:
         return False
     return True
@@ -84,11 +84,11 @@ def _scan(
     """The regions found, and how far the kernel went; that may be where it was before, if it went
     in several goes. `categories`: all of, any of, told."""
     argument = bytearray(
-        _ARGUMENT.pack(
-            _ARGUMENT.size, flags, start, end, 0, ctypes.addressof(regions), room, 0,
+        ARGUMENT.pack(
+            ARGUMENT.size, flags, start, end, 0, ctypes.addressof(regions), room, 0,
             0, *categories,
         )
     )  # fmt: skip
-    found = fcntl.ioctl(pagemap, _SCAN, argument)
-    rows = list(_REGION.iter_unpack(regions.raw[: found * _REGION.size]))
-    return rows, _ARGUMENT.unpack(argument)[4]
+    found = fcntl.ioctl(pagemap, SCAN, argument)
+    rows = list(REGION.iter_unpack(regions.raw[: found * REGION.size]))
+    return rows, ARGUMENT.unpack(argument)[4]

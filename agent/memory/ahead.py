@@ -20,6 +20,7 @@ from agent.image.records import CHUNK
 from agent.link import Link
 from agent.memory.layout import PAGE, anonymous
 from agent.memory.pagemaps import LATER, runs, sent
+from agent.memory.ranges import Range
 from agent.memory.reader import Changes, MemoryReader
 from agent.memory.store import MAX_RUNS
 
@@ -181,9 +182,21 @@ class Ahead:
                             await self._send(pid, reader.read(later), True)
                         maps = [(address, sent(pages)) for address, pages in maps]
                     for address, pages in maps:
-                        owed = {"pid": pid, "address": address, "map": pages}
-                        self._link.send({"kind": "owed", **owed})
-                        await self._link.drain()
+                        await self._tell(pid, address, pages)
+
+    async def tell(self, hidden: Mapping[int, Iterable[Range]]) -> None:
+        """Say which pages there are in some mappings, by PID, all of which were sent. Raises
+        `PeerLost`."""
+        for pid, mappings in hidden.items():
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # a zombie
+                reader = self._readers.get(pid) or MemoryReader(pid)
+                for start, end in mappings:
+                    for address, pages in reader.left(start, end):
+                        await self._tell(pid, address, sent(pages))
+
+    async def _tell(self, pid: int, address: int, pages: bytes) -> None:
+        self._link.send({"kind": "owed", "pid": pid, "address": address, "map": pages})
+        await self._link.drain()
 
     async def _send(self, pid: int, batch: Changes, last: bool) -> None:
         data = b"".join(batch.data)
