@@ -257,6 +257,9 @@ class _Process:
     def madvise(self, start: int, length: int, advice: int) -> None:
         self._call("madvise", start, length, advice)
 
+    def mlock(self, start: int, length: int) -> None:
+        self._call("mlock", start, length)
+
     def mremap(self, old: int, length: int, longer: int, flags: int, new: int) -> None:
         self._call("mremap", old, length, longer, flags, new)
 

@@ -230,10 +230,11 @@ async def test_who_has_too_much_mapped_goes_at_once(
     monkeypatch.setattr(module, "anonymous", lambda pid: [(0, gib << 30)])
     FakeReader.script = {1: [[]]}
     host = host_with(memory_mode=PRE_COPY, max_rounds=1, max_blackout=3, may_follow=may_follow)
+    monkeypatch.setattr(host, "_start_worker", lambda: None)
     with contextlib.nullcontext() if mode else pytest.raises(MappedTooLarge, match="1024 GiB"):
         await host.copy_ahead(link, lambda: None)
     assert host.memory_mode == (mode or PRE_COPY)
-    assert (host._ahead is not None) == (mode == PRE_COPY)
+    assert (host._ahead is not None) == host._hiding == (mode == PRE_COPY)
 
 
 @pytest.mark.parametrize(("limit", "may_follow", "mode"), [
@@ -263,7 +264,7 @@ def host_with(**plan: Any) -> Any:
     host: Any = object.__new__(SourceHost)
     host._plan = SimpleNamespace(memory=1 << 30, bandwidth=0, **plan)
     host.memory_mode = plan["memory_mode"]
-    host._ahead = None
+    host._ahead, host._hiding = None, False
     host._tree = SimpleNamespace(refresh=lambda: None, pidfds={1: 11}, pids=[1])
     host._opened = SimpleNamespace(callback=lambda _: None)
     host._send_event = lambda name, data: None

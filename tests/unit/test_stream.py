@@ -245,7 +245,7 @@ def test_other_fields_are_another_version() -> None:
         "options"
     )
     assert " ".join(Stream.__dataclass_fields__) == fields
-    assert (VERSION, IMAGE_VERSION) == (2, 3)
+    assert (VERSION, IMAGE_VERSION) == (2, 4)
 
 
 def test_other_bytes() -> None:
