@@ -16,8 +16,9 @@ import pytest
 
 from agent.criu import messages
 from agent.criu.hiding import LEAST, Hiding, NotLazy, hideable
+from agent.freeze import thread_states
 from agent.kernel.seccomp import Filter
-from tests.support.memory import PAGE, Subject, address, subject
+from tests.support.memory import PAGE, Subject, address, subject, until
 
 # It maps SIZE bytes twice, one right after the other, and has written to some pages of both.
 _ASKS = """
@@ -157,11 +158,17 @@ def process() -> Iterator[Subject]:
         yield process
 
 
+def stop(pid: int) -> None:
+    """All of its threads, as a freeze does."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: set(thread_states(pid).values()) == {"T"}, "it stands still")
+
+
 def test_large_mappings_can_be_hidden(process: Subject) -> None:
     pages = LEAST // PAGE
     process.map(0, pages)
     process.map(2 * pages, pages - 1)
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process.pid)
     found = hideable(process.pid)
     assert (address(0), address(pages)) in found
     assert all(end - start >= LEAST for start, end in found)
@@ -171,6 +178,7 @@ def test_large_mappings_can_be_hidden(process: Subject) -> None:
 def test_what_may_not_be_paged_out_cannot(process: Subject) -> None:
     process.map(0, LEAST // PAGE)
     process.do("mlock", address(50), PAGE)
+    stop(process.pid)
     assert hideable(process.pid) == {}
 
 
@@ -183,6 +191,7 @@ def test_where_a_thread_has_its_stack() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        stop(process.pid)
         try:
             found = {end - start: kept for (start, end), kept in hideable(process.pid).items()}
             ((_, kept),) = [one for one in found.items() if one[0] >> 20 == 64]

@@ -117,7 +117,7 @@ def test_before_the_hand_over_it_goes_on_at_the_source(
 def test_the_source_restarts_meanwhile(lab: Lab, redis: int, data: str) -> None:
     """The rest of the memory is gone with it: that is said, and the process ended."""
     process = lab.start_migrate(
-        "src", "dst", redis, *LATE, "--fault", "post_copy@destination=delay=3"
+        "src", "dst", redis, *LATE, "--fault", "post_copy@destination=delay=8"
     )
     until(lambda: lab.entered("dst", "running"), 30, "that it runs at dst")
     with lab.without_power("src"):
