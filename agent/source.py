@@ -415,5 +415,6 @@ class SourceMigration:
             "memory_mode": host.memory_mode,
             "rounds": host.rounds(),
             "sync_bytes": host.sync_bytes(),
+            "sync_left": host.sync_left(),
             "relayed": self._link.relayed,
         }

@@ -46,6 +46,7 @@ from agent.tcp.stream import Stream, format_address
 from agent.tcp.watched import look
 
 _BATCH = 512  # streams
+_MOST_LEFT = 1000  # paths that are told
 _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
 
@@ -426,6 +427,11 @@ class SourceHost(Host):
     def rounds(self) -> list[dict[str, Any]]:
         """As `Ahead.report`; none where the memory goes at once."""
         return self._ahead.report() if self._ahead is not None else []
+
+    def sync_left(self) -> list[str]:
+        """What lies among the files to bring and was not brought, or the first of it."""
+        left = self._sync.left if self._sync is not None else []
+        return [proc.printable(path) for path in left[:_MOST_LEFT]]
 
     def sync_bytes(self) -> int:
         """Over the link, for files that were brought along."""

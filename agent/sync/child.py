@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import IO
 
 from agent import offspring
@@ -163,14 +163,14 @@ class Client(Child):
         super().close()
 
 
-async def start_client(one: Pass) -> Client:
-    """Raises `OSError`, `TimeoutError`."""
+async def start_client(one: Pass, but: Iterable[str] = ()) -> Client:
+    """`but`: paths that stay. Raises `OSError`, `TimeoutError`."""
     ours, theirs = socket.socketpair()
     script = os.memfd_create("rsync-shell", 0)
     try:
         os.write(script, _SHELL)
         shell = f"'{sys.executable}' -IS /proc/self/fd/{script} {theirs.fileno()}"
-        arguments = rsync.client(shell, one)
+        arguments = rsync.client(shell, one, but)
         fds = (script, theirs.fileno())
         process = _start(arguments, None, fds, subprocess.DEVNULL)
     finally:

@@ -21,6 +21,8 @@ from agent.sync.child import PIECE, Child, start_server
 from agent.sync.errors import SyncFailed, SyncFull
 from agent.sync.paths import MAX_PATHS, writable
 from agent.sync.rsync import Pass
+from agent.sync.sparse import SAME
+from agent.sync.sparse_destination import SparseFile, checked_path
 
 SAY_EVERY = 5.0  # seconds
 _ENDING = 60.0  # seconds for rsync to end once the source's has: it writes to the disk
@@ -43,6 +45,8 @@ class SyncDestination:
         self._pass = Pass.FIRST
         self._begun: Moment
         self._over = False  # what began has ended, or is not wanted
+        self._sparse: SparseFile | None = None
+        self._late = False  # such a file came in the blackout
 
     async def take(self, record: Record) -> None:
         """A record of the source; waits until rsync has room for it.
@@ -62,9 +66,13 @@ class SyncDestination:
             self._end()
         elif op == "drop":
             self._over = True  # ended later: that takes time, and the process stands still
+            if self._late:
+                self._flush()
             self._stop_tasks()
             if self._server is not None:
                 self._server.harmless = True  # nobody has named a file to it
+        elif op in ("sparse", "extents", "blocks", "whole"):
+            await self._take_sparse(op, record)
         elif op == "compare":
             await self._compare(record.get("files"))
         else:
@@ -122,9 +130,12 @@ class SyncDestination:
             server.input.close()
         self._tasks.append(asyncio.create_task(self._ended(server, *self._tasks)))
         if self._pass == Pass.LAST:
-            self._flushing = asyncio.create_task(
-                asyncio.to_thread(_flush, self._begun, self._dirs, self._files)
-            )
+            self._flush()
+
+    def _flush(self) -> None:
+        """Beside what comes next."""
+        work = asyncio.to_thread(_flush, self._begun, self._dirs, self._files)
+        self._flushing = asyncio.create_task(work)
 
     async def _ended(
         self, server: Child, pumping: asyncio.Task[None], alive: asyncio.Task[None]
@@ -157,6 +168,38 @@ class SyncDestination:
                 await asyncio.sleep(SAY_EVERY)
                 self._link.send({"kind": "sync", "op": "alive"})
 
+    async def _take_sparse(self, op: str, record: Record) -> None:
+        """A file with holes, which rsync is not given (`agent.sync.sparse`)."""
+        if op == "sparse":
+            if self._sparse is not None:
+                raise ProtocolError(detail="a file came before the one before it was whole")
+            path = checked_path(record, self._dirs, self._files)
+            parents = places.from_rows(record.get("parents"))
+            await asyncio.to_thread(places.make, [], [path], parents)
+            self._sparse = SparseFile(path, record)
+            has = await asyncio.to_thread(self._sparse.open)
+            if has == SAME:
+                self._end_sparse()
+            self._link.send({"kind": "sync", "op": op, "has": has})
+            return
+        if (file := self._sparse) is None:
+            raise ProtocolError(detail="data of a file, and none was named")
+        if op == "extents":
+            wanted = await asyncio.to_thread(file.extents, record)
+            self._link.send({"kind": "sync", "op": "wanted", "blocks": wanted})
+        elif op == "blocks":
+            await asyncio.to_thread(file.blocks, record.get("data"))
+        else:
+            self._late = self._pass == Pass.LAST
+            await asyncio.to_thread(file.whole, to_disk=not self._late)
+            self._end_sparse()
+            self._link.send({"kind": "sync", "op": "written"})
+
+    def _end_sparse(self) -> None:
+        if self._sparse is not None:
+            self._sparse.close()
+            self._sparse = None
+
     async def _compare(self, rows: object) -> None:
         if not isinstance(rows, list) or len(rows) > 16 * MAX_PATHS:
             raise ProtocolError(detail="files to compare that are none, or too many")
@@ -171,7 +214,7 @@ class SyncDestination:
 
     def check_over(self) -> None:
         """Raises `ProtocolError` where something is still being brought."""
-        if self._server is not None and not self._over:
+        if self._sparse is not None or self._server is not None and not self._over:
             raise ProtocolError(detail="the process was sent before its files had come")
 
     def _stop_tasks(self) -> None:
@@ -180,8 +223,9 @@ class SyncDestination:
         self._tasks.clear()
 
     def close(self) -> None:
-        """End rsync, if it has not. Idempotent."""
+        """End rsync, if it has not, and leave no half of a file. Idempotent."""
         self._stop_tasks()
+        self._end_sparse()
         server, self._server = self._server, None
         if server is not None:
             server.close()

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.recovering import Recoverer, Report
 
 
+_NAMED = 3  # paths in a warning
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the user asked for."""
@@ -286,6 +289,10 @@ class Driver:
             if memory != self._result["memory"]:
                 self._reporter.note(f"memory: {memory['mode']}, {memory['why']}")
             self._result["memory"] = memory
+            if left := sent["sync_left"]:
+                more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+                named = ", ".join(left[:_NAMED])
+                self._reporter.note(f"warning: not brought, a socket or device: {named}{more}")
         self.timeline = results.timeline(sent, taken)
         if migrated and not self._unended and self._write_down_end():
             with contextlib.suppress(AgentError):  # nobody will ask any more

@@ -150,6 +150,7 @@ class More(TypedDict):
 
     rounds: list[RoundReport]
     sync_bytes: int
+    sync_left: list[str]
 
 
 class SourceReport(TypedDict):
@@ -167,6 +168,7 @@ class SourceReport(TypedDict):
     memory_mode: str  # stop, pre-copy or post-copy, as it went
     rounds: list[RoundReport]
     sync_bytes: int  # over the link, in both directions, for files that were brought along
+    sync_left: list[str]  # sockets and devices among these files: they are not brought
     relayed: bool
 
 
@@ -279,6 +281,8 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
             result["rounds"] = source["rounds"]
         if source["sync_bytes"]:
             result["sync_bytes"] = source["sync_bytes"]
+        if source["sync_left"]:
+            result["sync_left"] = source["sync_left"]
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:

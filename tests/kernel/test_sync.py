@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,61 @@ async def test_nothing_changed(here: Path, there: Path) -> None:
         await both.until(both.source.settle([os.getpid()]))
         both.source.frozen([])
         assert not await both.until(both.source.finished())
+
+
+def sparse_file(path: Path, size: int, *at: int) -> None:
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        for offset in at:
+            os.pwrite(file.fileno(), os.urandom(1 << 16), offset)
+        file.truncate(size)
+
+
+def read(path: Path, offset: int) -> bytes:
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), 1 << 16, offset)
+
+
+async def test_holes_cost_nothing(here: Path, there: Path) -> None:
+    """Whoever writes to the file meanwhile; and in the blackout."""
+    size = 10 << 30
+    path = here / "sub/sparse [*]"
+    path.parent.mkdir()
+    sparse_file(path, size, *range(0, 16 << 16, 1 << 16))
+    os.chown(path, 1234, 4321)
+    async with ends([here]) as both:
+        begin = time.monotonic()
+        both.source._progress = lambda *_: sparse_file(path, size, 1 << 20)
+        await both.until(both.source.bring())
+        took, both.source._progress = time.monotonic() - begin, lambda *_: None
+        await both.until(both.source.settle([os.getpid()]))
+        sparse_file(path, size + 5, 5 << 30)
+        both.source.frozen([])
+        assert await both.until(both.source.finished())
+        both.destination.check_over()
+        await both.until(both.destination.on_disk())
+    assert took < 2.0 and both.source.sent < 4 << 20
+    ours, theirs = path.stat(), (there / "sub/sparse [*]").stat()
+    for what in ("st_size", "st_mode", "st_uid", "st_gid", "st_mtime_ns"):
+        assert getattr(ours, what) == getattr(theirs, what), what
+    assert theirs.st_blocks * 512 < 4 << 20
+    for offset in (0, 1 << 20, 5 << 30):
+        found = read(path, offset)
+        assert found == read(there / "sub/sparse [*]", offset) != bytes(1 << 16)
+
+
+async def test_fifos_come_and_sockets_stay(here: Path, there: Path) -> None:
+    os.mkfifo(here / "fifo", 0o640)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(here / "socket"))
+        async with ends([here]) as both:
+            await both.until(both.source.bring())
+            await both.until(both.source.settle([os.getpid()]))
+            os.chmod(here / "socket", 0o600)
+            both.source.frozen([])
+            await both.until(both.source.finished())
+    assert both.source.left == [str(here / "socket")]
+    assert os.listdir(there) == ["fifo"]
+    assert (there / "fifo").lstat().st_mode == (here / "fifo").lstat().st_mode
 
 
 async def test_nothing_is_written_elsewhere(tmp_path: Path, here: Path, there: Path) -> None:
