@@ -60,6 +60,7 @@ class Driver:
         self._reporter = Accountant(reporter)
         self._result = results.empty(new_id(), request.source, request.destination, request.pid)
         self._agents: list[AgentClient] = []
+        self._run: Run | None = None
         self._pair: tuple[AgentClient, AgentClient]
         self._named: Named
         self._begun = False  # the agents were told to run
@@ -256,7 +257,7 @@ class Driver:
             return
         source, destination = self._pair
         await self._faults.at("prepare")
-        run = Run(source, destination, self._request.pid, self._reporter, self._faults)
+        self._run = run = Run(source, destination, self._request.pid, self._reporter, self._faults)
         wire = self.plan.to_wire()
         key = await source.source_prepare(wire)
         request = self._request
@@ -331,6 +332,9 @@ class Driver:
         elif report.ended.outcome == results.MIGRATED:
             self._result["outcome"], self._result["error"] = results.MIGRATED, None
             self.error = None
+            if self._run is not None and (resumed := self._run.resumed) is not None:
+                seconds = asyncio.get_running_loop().time() - resumed
+                results.filled(self._result, self.timeline, seconds)
         elif report.ended.outcome in (results.ROLLED_BACK, results.OVER) and self.error is not None:
             self._result["outcome"] = results.ROLLED_BACK
             detail = str(self.error.fields.get("detail", self.error.message))
