@@ -55,7 +55,7 @@ class CopyEnded(AgentError):
     """There is nothing that a migration that was undone could let go on."""
 
     code = "copy-ended"
-    template = "process {pid} ended at the source while it was to be moved: {detail}"
+    template = "process {pid} {how} at the source while it was to be moved: {detail}"
     hint_template = "Start the service anew; nothing of the migration is left."
 
 
@@ -91,7 +91,7 @@ class SourceHost(Host):
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         self._tree = Tree(self._plan.pid)
-        self.has_ended = False  # the process, by itself or by somebody's hand, when all is undone
+        self.ending = ""  # how the process has, by itself or by somebody's hand, when all is undone
         opened.callback(self._tree.close)
         self._trusting = False
         self._worker = CriuWorker(self._store.path, "dump.log")
@@ -359,7 +359,8 @@ class SourceHost(Host):
                 getattr(self, action)()
             except Exception as error:
                 problems.append(f"{action}: {error}")
-        self.has_ended = self._tree.ended == self._plan.pid
+        if self._tree.ended == self._plan.pid:
+            self.ending = self._tree.how_ended(self._plan.pid)
         if problems:
             raise RollbackIncomplete(detail="; ".join(problems), pid=self._plan.pid)
 
