@@ -51,6 +51,14 @@ class Child:
         self._transports.append(transport)
         self.input = await writer(write)
 
+    async def feed(self, data: bytes) -> None:
+        """Give it this, and wait until it has room; nothing where it has ended, or ends:
+        its status tells why."""
+        if not self.input.is_closing():  # asyncio would log every write from then on
+            with contextlib.suppress(OSError):
+                self.input.write(data)
+                await self.input.drain()
+
     def _over(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         self._process.wait()

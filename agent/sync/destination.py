@@ -23,6 +23,7 @@ from agent.sync.paths import MAX_PATHS, writable
 from agent.sync.rsync import Pass
 from agent.sync.sparse import SAME
 from agent.sync.sparse_destination import SparseFile, checked_path
+from agent.tasks import together
 
 SAY_EVERY = 5.0  # seconds
 _ENDING = 60.0  # seconds for rsync to end once the source's has: it writes to the disk
@@ -109,15 +110,9 @@ class SyncDestination:
         server = self._server
         if server is None:
             raise ProtocolError(detail="a piece of what rsync says, and none listens")
-        with contextlib.suppress(OSError):  # it has ended; `ended` tells why
-            server.input.write(data)
-            while True:
-                try:
-                    async with asyncio.timeout(SAY_EVERY):
-                        await server.input.drain()
-                    break
-                except TimeoutError:  # a slow disk
-                    self._gets_on()
+        async with together(server.feed(data)) as feeding:
+            while not (await asyncio.wait(feeding, timeout=SAY_EVERY))[0]:
+                self._gets_on()  # a slow disk
         if not self._over:
             self._link.send({"kind": "sync", "op": "taken", "size": min(len(data), PIECE)})
 

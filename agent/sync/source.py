@@ -278,12 +278,11 @@ class SyncSource:
         self._greeted.set()
         if client is None:
             return
-        with contextlib.suppress(OSError):  # it has ended, and says why
-            if not data:  # the other has
+        if data:
+            await client.feed(data)
+        else:  # the other has ended
+            with contextlib.suppress(OSError):
                 client.input.close()
-                return
-            client.input.write(data)
-            await client.input.drain()
 
     async def _answer(self, op: str) -> Record:
         """What the destination answers. Raises `ProtocolError`."""

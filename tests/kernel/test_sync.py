@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from agent.probe.facts import FileProblem
 from agent.sync import changes
 from agent.sync.changes import Moment
 from agent.sync.child import PIECE
-from agent.sync.errors import SyncDiffers, SyncFailed, SyncRestless, SyncTooMany
+from agent.sync.errors import SyncDiffers, SyncFailed, SyncFull, SyncRestless, SyncTooMany
 from agent.sync.rsync import Pass
 from tests.support.polling import until
 from tests.support.sync import elsewhere, ends
@@ -36,6 +38,14 @@ def there(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir()
     elsewhere(monkeypatch, here, path)
     return path
+
+
+@pytest.fixture
+def small(there: Path) -> Iterator[Path]:
+    """As `there`, with room for 1 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", there], check=True)
+    yield there
+    subprocess.run(["umount", there], check=True)
 
 
 def fill(here: Path) -> None:
@@ -208,6 +218,16 @@ async def test_an_rsync_is_killed(here: Path, there: Path, killed: str) -> None:
         os.kill(child._process.pid, 9)
         with pytest.raises(SyncFailed):
             await both.until(both.source._end([str(here)], final=True))
+
+
+async def test_a_disk_that_fills_is_one_error_and_no_word_beside_it(
+    here: Path, small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "data").write_bytes(os.urandom(64 << 20))
+    async with ends([here]) as both:
+        with pytest.raises(SyncFull, match="data.*No space left on device"):
+            await both.until(both.source.bring())
+    assert caplog.records == []
 
 
 async def test_it_is_held_up_by_a_slow_destination(
