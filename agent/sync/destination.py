@@ -23,7 +23,7 @@ from agent.sync.paths import MAX_PATHS, writable
 from agent.sync.rsync import Pass
 from agent.sync.sparse import SAME
 from agent.sync.sparse_destination import SparseFile, checked_path
-from agent.tasks import together
+from agent.tasks import apart, together
 
 SAY_EVERY = 5.0  # seconds
 _ENDING = 60.0  # seconds for rsync to end once the source's has: it writes to the disk
@@ -130,7 +130,7 @@ class SyncDestination:
     def _flush(self) -> None:
         """Beside what comes next."""
         work = asyncio.to_thread(_flush, self._begun, self._dirs, self._files)
-        self._flushing = asyncio.create_task(work)
+        self._flushing = apart(work)
 
     async def _ended(
         self, server: Child, pumping: asyncio.Task[None], alive: asyncio.Task[None]

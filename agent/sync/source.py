@@ -31,6 +31,7 @@ from agent.sync.paths import is_in
 from agent.sync.rsync import Pass
 from agent.sync.sparse import with_holes
 from agent.sync.sparse_source import SparseSource
+from agent.tasks import apart
 
 _MOST_PASSES = 6  # while the process runs
 _SMALL = 16 << 20  # bytes of changed files that are read as fast in the blackout as before it
@@ -168,8 +169,7 @@ class SyncSource:
     def frozen(self, pids: Iterable[int]) -> None:
         """The process stands still, and CRIU has not come yet: bring what has changed."""
         fresh = changes.opened(pids) - self._compared
-        self._last = asyncio.create_task(self._bring_last(fresh))
-        self._last.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._last = apart(self._bring_last(fresh))
 
     async def finished(self) -> bool:
         """Whether anything was brought in the blackout, once it has come. Raises as `bring`, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import subprocess
@@ -227,6 +228,28 @@ async def test_a_disk_that_fills_is_one_error_and_no_word_beside_it(
     async with ends([here]) as both:
         with pytest.raises(SyncFull, match="data.*No space left on device"):
             await both.until(both.source.bring())
+    assert caplog.records == []
+
+
+async def test_a_disk_that_fails_after_another_error_says_no_more(
+    here: Path, there: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was brought could not be written out, and nobody waits for that any more."""
+
+    def full(*_: object) -> None:
+        raise SyncFull(detail="no room")
+
+    monkeypatch.setattr("agent.sync.destination._flush", full)
+    async with ends([here]) as both:
+        await both.until(both.source.settle([os.getpid()]))
+        (here / "new").write_text("new")
+        both.source.frozen([])
+        await both.until(both.source.finished())
+        flushing = both.destination._flushing
+        assert flushing is not None
+        await until(flushing.done)
+    del both, flushing
+    gc.collect()
     assert caplog.records == []
 
 
