@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple, Unpack
 
 from agent.errors import PeerLost, ProtocolError, shown
 from agent.image.records import Record
@@ -26,6 +27,8 @@ from agent.sync.sparse_destination import SparseFile, checked_path
 from agent.tasks import apart, together
 
 SAY_EVERY = 5.0  # seconds
+_T = TypeVar("_T")
+_Given = TypeVarTuple("_Given")
 _ENDING = 60.0  # seconds for rsync to end once the source's has: it writes to the disk
 _SAID = 4000  # characters of its messages that are told
 
@@ -170,9 +173,9 @@ class SyncDestination:
                 raise ProtocolError(detail="a file came before the one before it was whole")
             path = checked_path(record, self._dirs, self._files)
             parents = places.from_rows(record.get("parents"))
-            await asyncio.to_thread(places.make, [], [path], parents)
+            await self._aside(places.make, [], [path], parents)
             self._sparse = SparseFile(path, record)
-            has = await asyncio.to_thread(self._sparse.open)
+            has = await self._aside(self._sparse.open)
             if has == SAME:
                 self._end_sparse()
             self._link.send({"kind": "sync", "op": op, "has": has})
@@ -180,15 +183,25 @@ class SyncDestination:
         if (file := self._sparse) is None:
             raise ProtocolError(detail="data of a file, and none was named")
         if op == "extents":
-            wanted = await asyncio.to_thread(file.extents, record)
+            wanted = await self._aside(file.extents, record)
             self._link.send({"kind": "sync", "op": "wanted", "blocks": wanted})
         elif op == "blocks":
-            await asyncio.to_thread(file.blocks, record.get("data"))
+            await self._aside(file.blocks, record.get("data"))
+            self._link.send({"kind": "sync", "op": "alive"})
         else:
             self._late = self._pass == Pass.LAST
-            await asyncio.to_thread(file.whole, to_disk=not self._late)
+            await self._aside(file.whole, not self._late)
             self._end_sparse()
             self._link.send({"kind": "sync", "op": "written"})
+
+    async def _aside(self, work: Callable[[Unpack[_Given]], _T], *given: *_Given) -> _T:
+        """Have it done in a thread, and say now and then that it is under way."""
+        async with together(asyncio.to_thread(work, *given)) as tasks:
+            while not (await asyncio.wait(tasks, timeout=SAY_EVERY))[0]:
+                self._gets_on()
+                self._link.send({"kind": "sync", "op": "alive"})
+            done: _T = tasks[0].result()
+            return done
 
     def _end_sparse(self) -> None:
         if self._sparse is not None:

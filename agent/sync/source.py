@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from agent.bandwidth import Bandwidth
 from agent.errors import PeerLost, ProtocolError, shown
 from agent.image.records import Record
 from agent.kernel import proc
@@ -58,7 +59,7 @@ class SyncSource:
         self._link = link
         self._progress = progress
         self._gets_on = gets_on
-        self._sparse = SparseSource(link, self._answer, self._count)
+        self._sparse = SparseSource(link, self._answer, self._went)
         self._client: Client | None = None
         self._pumps: list[asyncio.Task[None]] = []
         self._answers: asyncio.Queue[Record] = asyncio.Queue()
@@ -67,6 +68,7 @@ class SyncSource:
         self._greeted = asyncio.Event()  # by the destination's rsync
         self._under_way = 0  # bytes that it has not taken yet
         self._taken = asyncio.Event()
+        self._bandwidth = Bandwidth(plan.bandwidth)
         self._rate = float(_SLOWEST)
         self._looking = 0.0  # seconds that a look for changes takes
         self._last: asyncio.Task[bool] | None = None
@@ -168,6 +170,7 @@ class SyncSource:
 
     def frozen(self, pids: Iterable[int]) -> None:
         """The process stands still, and CRIU has not come yet: bring what has changed."""
+        self._bandwidth = Bandwidth(0)  # now it is waited for
         fresh = changes.opened(pids) - self._compared
         self._last = apart(self._bring_last(fresh))
 
@@ -246,9 +249,8 @@ class SyncSource:
         """Send what rsync writes."""
         while data := await client.output.read(PIECE):
             self._link.send({"kind": "sync", "op": "data", "data": data})
-            self._count(len(data))
             self._under_way += len(data)
-            await self._link.drain()
+            await self._went(len(data))
             while self._under_way > _WINDOW:
                 self._taken.clear()
                 await self._taken.wait()
@@ -290,6 +292,11 @@ class SyncSource:
         if record.get("op") != op:
             raise ProtocolError(detail=f"{shown(record.get('op'))} came instead of {op!r}")
         return record
+
+    async def _went(self, size: int) -> None:
+        self._count(size)
+        await self._link.drain()
+        await self._bandwidth.spend(size)
 
     def _count(self, size: int) -> None:
         self.sent += size

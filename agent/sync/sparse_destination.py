@@ -169,8 +169,8 @@ class SparseFile:
             raise ProtocolError(detail="more data of a file than was wanted")
         del self._wanted[:taken]
 
-    def whole(self, *, to_disk: bool) -> None:
-        """All of it has come."""
+    def whole(self, to_disk: bool) -> None:
+        """All of it has come. `to_disk`: wait until it is there, too."""
         if self._wanted:
             raise ProtocolError(detail="a file ended before all of it had come")
         with self._at_work():

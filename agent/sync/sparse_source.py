@@ -23,10 +23,14 @@ class SparseSource:
     """Brings such files one after the other."""
 
     def __init__(
-        self, link: Link, answer: Callable[[str], Awaitable[Record]], count: Callable[[int], None]
+        self,
+        link: Link,
+        answer: Callable[[str], Awaitable[Record]],
+        went: Callable[[int], Awaitable[None]],
     ) -> None:
-        """`answer`: the destination's next word, of this name; `count` is told bytes that go."""
-        self._link, self._answer, self._count = link, answer, count
+        """`answer`: the destination's next word, of this name; `went` is told bytes that go, and
+        waits until more may."""
+        self._link, self._answer, self._went = link, answer, went
 
     async def bring(self, files: Iterable[Sparse], *, first: bool) -> set[str]:
         """Bring these; the paths that are done with. The others are for rsync: those with several
@@ -88,7 +92,7 @@ class SparseSource:
             start = sum(rows[-1])
             digests = await asyncio.to_thread(sparse.digests, fd, rows) if compare else b""
             self._link.send({"kind": "sync", "op": "extents", "rows": rows, "digests": digests})
-            self._count(len(digests))
+            await self._went(len(digests))
             wanted = (await self._answer("wanted")).get("blocks")
             blocks = list(sparse.blocks(rows))
             if not isinstance(wanted, bytes) or len(wanted) != (len(blocks) if compare else 0):
@@ -102,8 +106,7 @@ class SparseSource:
         for at in range(0, len(blocks), most):
             data = await asyncio.to_thread(_read, fd, blocks[at : at + most])
             self._link.send({"kind": "sync", "op": "blocks", "data": data})
-            self._count(len(data))
-            await self._link.drain()
+            await self._went(len(data))
 
 
 def _read(fd: int, blocks: list[tuple[int, int]]) -> bytes:

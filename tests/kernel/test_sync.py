@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from agent.sync.changes import Moment
 from agent.sync.child import PIECE
 from agent.sync.errors import SyncDiffers, SyncFailed, SyncFull, SyncRestless, SyncTooMany
 from agent.sync.rsync import Pass
+from agent.sync.sparse_destination import SparseFile
 from tests.support.polling import until
 from tests.support.sync import elsewhere, ends
 
@@ -293,6 +295,34 @@ async def test_a_destination_that_is_silent(
         both.tasks[1].cancel()
         with pytest.raises(PeerLost, match="silent"):
             await both.source.bring()
+
+
+async def test_the_bandwidth_is_kept(here: Path, there: Path) -> None:
+    (here / "data").write_bytes(os.urandom(1 << 20))
+    sparse_file(here / "sparse", 1 << 30, *range(0, 1 << 20, 1 << 16))
+    begin = time.monotonic()
+    async with ends([here], bandwidth=2 << 20) as both:
+        await both.until(both.source.bring())
+    assert time.monotonic() - begin > 0.9 and both.source.sent > 2 << 20
+
+
+async def test_a_slow_disk_is_no_silence(
+    here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sync.source._SILENCE", 0.3)
+    monkeypatch.setattr("agent.sync.source.SAY_EVERY", 0.05)
+    monkeypatch.setattr("agent.sync.destination.SAY_EVERY", 0.05)
+    opened = SparseFile.open
+
+    def slowly(file: SparseFile) -> str:
+        threading.Event().wait(1.0)
+        return opened(file)
+
+    monkeypatch.setattr(SparseFile, "open", slowly)
+    sparse_file(here / "sparse", 1 << 30, 0)
+    async with ends([here]) as both:
+        await both.until(both.source.bring())
+    assert (there / "sparse").stat().st_size == 1 << 30
 
 
 async def test_files_that_change_faster_than_they_come(

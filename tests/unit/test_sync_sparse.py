@@ -43,17 +43,18 @@ class Ends:
         there = cast(Link, type("There", (), {"send": lambda _, one: self._answers.append(one)})())
         here = cast(
             Link,
-            type("Here", (), {"send": lambda _, one: self._sent.append(one), "drain": _drain})(),
+            type("Here", (), {"send": lambda _, one: self._sent.append(one)})(),
         )
         self.end = SyncDestination(plan, there, lambda: None)
-        self._sender = SparseSource(here, self._answer, self._count)
+        self._sender = SparseSource(here, self._answer, self._went)
 
-    def _count(self, size: int) -> None:
+    async def _went(self, size: int) -> None:
         self.counted += size
 
     async def _answer(self, op: str) -> Record:
         await self._deliver()
-        answer = self._answers.pop(0)
+        answer = next(one for one in self._answers if one["op"] != "alive")
+        self._answers.clear()
         assert answer["op"] == op
         return answer
 
@@ -79,10 +80,6 @@ class Ends:
                 self.end.close()
 
         return asyncio.run(both())
-
-
-async def _drain(_: object) -> None:
-    """There is room."""
 
 
 @pytest.fixture
@@ -193,6 +190,21 @@ def test_what_is_in_the_way_is_said(ends: Ends) -> None:
         ends.bring("f", first=True)
     assert "a fifo is there" in caught.value.message
     assert stat.S_ISFIFO((ends.destination / "f").stat().st_mode)
+
+
+def test_a_symbolic_link_there_leads_nowhere(ends: Ends, tmp_path: Path) -> None:
+    for name in ("src/sub", "outside"):
+        (tmp_path / name).mkdir()
+    (ends.destination / "sub").symlink_to(tmp_path / "outside")
+    make(ends.source / "sub/f", GIB, (0, b"x"))
+    with pytest.raises(SyncPathBlocked, match="symbolic link"):
+        ends.bring("sub/f", first=True)
+    assert os.listdir(tmp_path / "outside") == []
+    make(ends.source / "f", GIB, (0, b"x"))
+    (ends.destination / "f").symlink_to(tmp_path / "outside/f")
+    with pytest.raises(SyncPathBlocked, match="f cannot be brought"):
+        ends.bring("f", first=True)
+    assert os.listdir(tmp_path / "outside") == []
 
 
 def test_what_breaks_off_leaves_the_old_file(ends: Ends) -> None:
