@@ -261,6 +261,8 @@ class DestinationMigration:
         elif kind == "sync":
             await self._take_files(record)
         elif kind == "pages":
+            if self._machine.state == "linked":
+                self._phases.current = "pre_copy"
             await self._faults.at("pages")
             if self._filling is not None:
                 await self._filling.take(record)

@@ -53,8 +53,10 @@ class PidTaken(AgentError):
 
 class CopyDied(AgentError):
     code = "copy-died"
-    template = "process {pid}, restored at the destination and stopped, was killed there"
-    hint_template = "See the destination's kernel log for the OOM killer, then run it again."
+    template = "process {pid}, restored at the destination and stopped, {how} there"
+    hint_template = (
+        "SIGKILL may be the OOM killer's: see the destination's kernel log. Then run it again."
+    )
 
 
 class DestinationHost(Host):
@@ -270,7 +272,7 @@ class DestinationHost(Host):
         """Raises `CopyDied` where a process of the restored tree has ended since."""
         assert self._tree is not None
         if (ended := self._tree.ended) is not None:
-            raise CopyDied(pid=ended)
+            raise CopyDied(pid=ended, how=self._tree.how_ended(ended))
 
     def take_addresses(self) -> None:
         """Answer for the addresses from now on; streams that need it come to their state."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.errors import AgentError
 from agent.kernel import proc
+from agent.kernel.ending import how_ended
 
 _POLL = 0.0003  # seconds between looks at the states
 _FREEZE_TIMEOUT = 2.0
@@ -88,6 +89,10 @@ class Tree:
         """A member that has ended since it was taken in, if any has."""
         there = ((pid, fd) for pid, fd in self.pidfds.items() if pid not in self._zombies)
         return next((pid for pid, fd in there if _has_ended(fd)), None)
+
+    def how_ended(self, pid: int) -> str:
+        """As `agent.kernel.ending.how_ended`, of a member."""
+        return how_ended(pid, self.pidfds[pid])
 
     def refresh(self) -> None:
         """Find the members of now."""

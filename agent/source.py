@@ -396,9 +396,9 @@ class SourceMigration:
 
     def _report(self, outcome: str, error: AgentError | None) -> dict[str, Any]:
         host = self._host
-        if outcome == "rolled-back" and host.has_ended:
+        if outcome == "rolled-back" and host.ending:
             detail = "it was undone" if error is None else error.message
-            error = CopyEnded(pid=self._plan.pid, detail=detail)
+            error = CopyEnded(pid=self._plan.pid, how=host.ending, detail=detail)
         phase = self._phases.to_blame
         if self._talk is not None and self._talk.refused and self._talk.failed_phase:
             phase = self._talk.failed_phase
@@ -415,5 +415,6 @@ class SourceMigration:
             "memory_mode": host.memory_mode,
             "rounds": host.rounds(),
             "sync_bytes": host.sync_bytes(),
+            "sync_left": host.sync_left(),
             "relayed": self._link.relayed,
         }

@@ -48,6 +48,7 @@ from agent.tcp.watched import look
 
 _BATCH = 512  # streams
 _LARGE = 64 << 20  # bytes of mappings that CRIU takes longer for than we do to answer it
+_MOST_LEFT = 1000  # paths that are told
 _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
 
@@ -56,7 +57,7 @@ class CopyEnded(AgentError):
     """There is nothing that a migration that was undone could let go on."""
 
     code = "copy-ended"
-    template = "process {pid} ended at the source while it was to be moved: {detail}"
+    template = "process {pid} {how} at the source while it was to be moved: {detail}"
     hint_template = "Start the service anew; nothing of the migration is left."
 
 
@@ -92,7 +93,7 @@ class SourceHost(Host):
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         self._tree = Tree(self._plan.pid)
-        self.has_ended = False  # the process, by itself or by somebody's hand, when all is undone
+        self.ending = ""  # how the process has, by itself or by somebody's hand, when all is undone
         opened.callback(self._tree.close)
         self._trusting = self._hiding = False
         self._worker = CriuWorker(self._store.path, "dump.log")
@@ -371,7 +372,8 @@ class SourceHost(Host):
                 getattr(self, action)()
             except Exception as error:
                 problems.append(f"{action}: {error}")
-        self.has_ended = self._tree.ended == self._plan.pid
+        if self._tree.ended == self._plan.pid:
+            self.ending = self._tree.how_ended(self._plan.pid)
         if problems:
             raise RollbackIncomplete(detail="; ".join(problems), pid=self._plan.pid)
 
@@ -439,6 +441,11 @@ class SourceHost(Host):
     def rounds(self) -> list[dict[str, Any]]:
         """As `Ahead.report`; none where the memory goes at once."""
         return self._ahead.report() if self._ahead is not None else []
+
+    def sync_left(self) -> list[str]:
+        """What lies among the files to bring and was not brought, or the first of it."""
+        left = self._sync.left if self._sync is not None else []
+        return [proc.printable(path) for path in left[:_MOST_LEFT]]
 
     def sync_bytes(self) -> int:
         """Over the link, for files that were brought along."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any, TypeVar
 
+_T = TypeVar("_T")
 Tasks = list[asyncio.Future[Any]]
 
 
@@ -23,6 +24,13 @@ async def together(*works: Awaitable[Any]) -> AsyncIterator[Tasks]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def apart(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """A task that may fail without a word where nobody asks for its result."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda one: one.cancelled() or one.exception())
+    return task
 
 
 async def first_of(tasks: Tasks) -> None:

@@ -331,4 +331,5 @@ class _Judge:
                     host=name,
                     available=host["memory_available"] // _MIB,
                     needed=-(-wanted // _MIB),
+                    memory=memory // _MIB,
                 )

@@ -303,8 +303,10 @@ TABLE: dict[str, Words] = {
         "Raise the hard limit of open files of sessions on {host} (`ulimit -Hn`).",
     ),
     "memory-short": Words(
-        "{host} has {available} MiB of memory left, {needed} MiB are needed",
-        "Free memory on {host}, or keep the images on a disk rather than in memory.",
+        "{host} has {available} MiB of memory left, {needed} MiB are needed to move the process's "
+        "{memory} MiB",
+        "Free memory on {host}, or name a directory on a disk with --images-dir: what the process "
+        "has in memory is then written to it.",
     ),
     "images-on-disk": Words(
         "{path} on {host} is no tmpfs: the process's memory, secrets and all, would go to a disk",

@@ -16,6 +16,8 @@ from agent.sync.look import SyncFacts, SyncPath
 from agent.sync.paths import MAX_PATHS, is_in, may_replace, outermost, why_not, why_not_file
 from orchestrator.refusals import Refusal, refusal
 
+_FILES = ("file", "fifo")
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -52,7 +54,7 @@ def _opened(wish: Wish, process: ProcessFacts, found: DestinationFacts) -> list[
     return [
         one["path"]
         for one in process["files"]
-        if one["kind"] == "file"
+        if one["kind"] in _FILES
         and not is_in(one["path"], wish.paths)
         and why_not_file(one["path"]) is None
         and (one["written"] or _may_come(problems.get(one["path"])))
@@ -87,7 +89,7 @@ class Choice:
         kinds = {one["path"]: one["kind"] for one in here}
         self.dirs = outermost(path for path, kind in kinds.items() if kind == "directory")
         self.files = sorted(
-            path for path, kind in kinds.items() if kind == "file" and not is_in(path, self.dirs)
+            path for path, kind in kinds.items() if kind in _FILES and not is_in(path, self.dirs)
         )
         directories = {one["path"] for one in process["files"] if one["kind"] == "directory"}
         self.places = sorted(
@@ -128,7 +130,7 @@ class Choice:
             return f"there is no such file on {self._source}"
         if here["real"] != path:
             return f"on {self._source} that is {here['real']}; name this"
-        if here["kind"] not in ("file", "directory"):
+        if here["kind"] not in (*_FILES, "directory"):
             return f"it is neither a file nor a directory, but: {here['kind']}"
         reason = why_not(path) if here["kind"] == "directory" else why_not_file(path)
         if reason is not None:

@@ -29,6 +29,7 @@ _LOG_LEVEL = 2  # errors and warnings
 _GHOST_LIMIT = 64 << 20  # bytes of a deleted file that goes into the images
 _MAX_MESSAGE = 1 << 20
 _ERROR_LINE = re.compile(r"Error \([^)]*\): (.*)")
+_HARMLESS = re.compile(r"rlimit: Can't setup RLIMIT_NOFILE for self")  # it then does with less
 
 
 class CriuMissing(AgentError):
@@ -41,6 +42,12 @@ class CriuError(AgentError):
     code = "criu"
     template = "CRIU could not {action} the process: {detail}"
     hint_template = "docs/troubleshooting.md lists what CRIU cannot do; its log: {log}"
+
+
+def errors(log: str) -> list[str]:
+    """What CRIU's log has of errors, from the first that matters on."""
+    found = [line.strip() for line in _ERROR_LINE.findall(log)]
+    return [line for line in found if not _HARMLESS.match(line)]
 
 
 def find_criu() -> str:
@@ -165,11 +172,11 @@ class CriuWorker:
     def _error(self, action: str, detail: str) -> CriuError:
         """The first error of CRIU's log says more than its answer does."""
         try:
-            lines = _ERROR_LINE.findall(self._log.read_text(errors="replace"))
+            lines = errors(self._log.read_text(errors="replace"))
         except OSError:
             lines = []
-        log = "; ".join(line.strip() for line in lines[-4:]) or "empty"
-        return CriuError(action=action, detail=lines[0].strip() if lines else detail, log=log)
+        log = "; ".join(lines[-4:]) or "empty"
+        return CriuError(action=action, detail=lines[0] if lines else detail, log=log)
 
     def wait_idle(self, seconds: float) -> None:
         """Wait for an answer that nobody awaits any more. Blocks; bounded."""

@@ -25,7 +25,7 @@ class ImagesDirectory(AgentError):
 
 class ImagesFull(AgentError):
     code = "images-full"
-    template = "no room is left for the images in {path}"
+    template = "no room is left at the destination for the images in {path}"
     hint_template = "Make room there, or name a larger tmpfs with --images-dir."
 
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 
 from agent.kernel import proc
 from agent.kernel.proc import DELETED
+from agent.sync.sparse import Sparse, allocated, with_holes
 
 _EARLY = 100_000_000  # nanoseconds
+_BROUGHT = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,9 @@ class Changes:
     """Paths that have changed, and what was looked at for it."""
 
     paths: list[str] = field(default_factory=list)
-    bytes: int = 0  # of the files that have changed, whole
+    sparse: list[Sparse] = field(default_factory=list)  # of them those with holes
+    left: list[str] = field(default_factory=list)  # sockets and devices: not brought
+    bytes: int = 0  # of the files that have changed, whole but for holes
     largest: str = ""
     looked_at: int = 0
     total: int = 0  # bytes of all files
@@ -46,10 +50,15 @@ class Changes:
 
     def add(self, path: str, found: os.stat_result, since: int) -> None:
         self.looked_at += 1
-        size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+        if stat.S_IFMT(found.st_mode) not in _BROUGHT:
+            self.left.append(path)
+            return
+        size = allocated(found) if stat.S_ISREG(found.st_mode) else 0
         self.total += size
         if found.st_ctime_ns >= since:
             self.paths.append(path)
+            if (one := with_holes(path, found)) is not None:
+                self.sparse.append(one)
             self.bytes += size
             if size > self._most:
                 self._most, self.largest = size, path

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import IO
 
 from agent import offspring
@@ -50,6 +50,14 @@ class Child:
         self.output, transport = await reader(read)
         self._transports.append(transport)
         self.input = await writer(write)
+
+    async def feed(self, data: bytes) -> None:
+        """Give it this, and wait until it has room; nothing where it has ended, or ends:
+        its status tells why."""
+        if not self.input.is_closing():  # asyncio would log every write from then on
+            with contextlib.suppress(OSError):
+                self.input.write(data)
+                await self.input.drain()
 
     def _over(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -163,14 +171,14 @@ class Client(Child):
         super().close()
 
 
-async def start_client(one: Pass) -> Client:
-    """Raises `OSError`, `TimeoutError`."""
+async def start_client(one: Pass, but: Iterable[str] = ()) -> Client:
+    """`but`: paths that stay. Raises `OSError`, `TimeoutError`."""
     ours, theirs = socket.socketpair()
     script = os.memfd_create("rsync-shell", 0)
     try:
         os.write(script, _SHELL)
         shell = f"'{sys.executable}' -IS /proc/self/fd/{script} {theirs.fileno()}"
-        arguments = rsync.client(shell, one)
+        arguments = rsync.client(shell, one, but)
         fds = (script, theirs.fileno())
         process = _start(arguments, None, fds, subprocess.DEVNULL)
     finally:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple, Unpack
 
 from agent.errors import PeerLost, ProtocolError, shown
 from agent.image.records import Record
@@ -21,8 +22,13 @@ from agent.sync.child import PIECE, Child, start_server
 from agent.sync.errors import SyncFailed, SyncFull
 from agent.sync.paths import MAX_PATHS, writable
 from agent.sync.rsync import Pass
+from agent.sync.sparse import SAME
+from agent.sync.sparse_destination import SparseFile, checked_path
+from agent.tasks import apart, together
 
 SAY_EVERY = 5.0  # seconds
+_T = TypeVar("_T")
+_Given = TypeVarTuple("_Given")
 _ENDING = 60.0  # seconds for rsync to end once the source's has: it writes to the disk
 _SAID = 4000  # characters of its messages that are told
 
@@ -43,6 +49,8 @@ class SyncDestination:
         self._pass = Pass.FIRST
         self._begun: Moment
         self._over = False  # what began has ended, or is not wanted
+        self._sparse: SparseFile | None = None
+        self._late = False  # such a file came in the blackout
 
     async def take(self, record: Record) -> None:
         """A record of the source; waits until rsync has room for it.
@@ -62,9 +70,13 @@ class SyncDestination:
             self._end()
         elif op == "drop":
             self._over = True  # ended later: that takes time, and the process stands still
+            if self._late:
+                self._flush()
             self._stop_tasks()
             if self._server is not None:
                 self._server.harmless = True  # nobody has named a file to it
+        elif op in ("sparse", "extents", "blocks", "whole"):
+            await self._take_sparse(op, record)
         elif op == "compare":
             await self._compare(record.get("files"))
         else:
@@ -101,15 +113,9 @@ class SyncDestination:
         server = self._server
         if server is None:
             raise ProtocolError(detail="a piece of what rsync says, and none listens")
-        with contextlib.suppress(OSError):  # it has ended; `ended` tells why
-            server.input.write(data)
-            while True:
-                try:
-                    async with asyncio.timeout(SAY_EVERY):
-                        await server.input.drain()
-                    break
-                except TimeoutError:  # a slow disk
-                    self._gets_on()
+        async with together(server.feed(data)) as feeding:
+            while not (await asyncio.wait(feeding, timeout=SAY_EVERY))[0]:
+                self._gets_on()  # a slow disk
         if not self._over:
             self._link.send({"kind": "sync", "op": "taken", "size": min(len(data), PIECE)})
 
@@ -122,9 +128,12 @@ class SyncDestination:
             server.input.close()
         self._tasks.append(asyncio.create_task(self._ended(server, *self._tasks)))
         if self._pass == Pass.LAST:
-            self._flushing = asyncio.create_task(
-                asyncio.to_thread(_flush, self._begun, self._dirs, self._files)
-            )
+            self._flush()
+
+    def _flush(self) -> None:
+        """Beside what comes next."""
+        work = asyncio.to_thread(_flush, self._begun, self._dirs, self._files)
+        self._flushing = apart(work)
 
     async def _ended(
         self, server: Child, pumping: asyncio.Task[None], alive: asyncio.Task[None]
@@ -157,6 +166,48 @@ class SyncDestination:
                 await asyncio.sleep(SAY_EVERY)
                 self._link.send({"kind": "sync", "op": "alive"})
 
+    async def _take_sparse(self, op: str, record: Record) -> None:
+        """A file with holes, which rsync is not given (`agent.sync.sparse`)."""
+        if op == "sparse":
+            if self._sparse is not None:
+                raise ProtocolError(detail="a file came before the one before it was whole")
+            path = checked_path(record, self._dirs, self._files)
+            parents = places.from_rows(record.get("parents"))
+            await self._aside(places.make, [], [path], parents)
+            self._sparse = SparseFile(path, record)
+            has = await self._aside(self._sparse.open)
+            if has == SAME:
+                self._end_sparse()
+            self._link.send({"kind": "sync", "op": op, "has": has})
+            return
+        if (file := self._sparse) is None:
+            raise ProtocolError(detail="data of a file, and none was named")
+        if op == "extents":
+            wanted = await self._aside(file.extents, record)
+            self._link.send({"kind": "sync", "op": "wanted", "blocks": wanted})
+        elif op == "blocks":
+            await self._aside(file.blocks, record.get("data"))
+            self._link.send({"kind": "sync", "op": "alive"})
+        else:
+            self._late = self._pass == Pass.LAST
+            await self._aside(file.whole, not self._late)
+            self._end_sparse()
+            self._link.send({"kind": "sync", "op": "written"})
+
+    async def _aside(self, work: Callable[[Unpack[_Given]], _T], *given: *_Given) -> _T:
+        """Have it done in a thread, and say now and then that it is under way."""
+        async with together(asyncio.to_thread(work, *given)) as tasks:
+            while not (await asyncio.wait(tasks, timeout=SAY_EVERY))[0]:
+                self._gets_on()
+                self._link.send({"kind": "sync", "op": "alive"})
+            done: _T = tasks[0].result()
+            return done
+
+    def _end_sparse(self) -> None:
+        if self._sparse is not None:
+            self._sparse.close()
+            self._sparse = None
+
     async def _compare(self, rows: object) -> None:
         if not isinstance(rows, list) or len(rows) > 16 * MAX_PATHS:
             raise ProtocolError(detail="files to compare that are none, or too many")
@@ -171,7 +222,7 @@ class SyncDestination:
 
     def check_over(self) -> None:
         """Raises `ProtocolError` where something is still being brought."""
-        if self._server is not None and not self._over:
+        if self._sparse is not None or self._server is not None and not self._over:
             raise ProtocolError(detail="the process was sent before its files had come")
 
     def _stop_tasks(self) -> None:
@@ -180,8 +231,9 @@ class SyncDestination:
         self._tasks.clear()
 
     def close(self) -> None:
-        """End rsync, if it has not. Idempotent."""
+        """End rsync, if it has not, and leave no half of a file. Idempotent."""
         self._stop_tasks()
+        self._end_sparse()
         server, self._server = self._server, None
         if server is not None:
             server.close()

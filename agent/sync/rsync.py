@@ -7,7 +7,7 @@ options from the wire, here they are built from the same function (rsync(1), opt
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from agent.errors import AgentError
@@ -20,7 +20,9 @@ ENVIRONMENT = {
 OLDEST = (3, 2, 4)  # --fsync
 PARTIAL, VANISHED = 23, 24  # exit statuses: some were not brought, some have gone meanwhile
 
+_ARGUMENTS = 256 << 10  # characters of paths that are named to it; the kernel takes more
 _SHOWN = 3  # lines of an error
+_WILDCARD, _ESCAPED = re.compile(r"[*?[]"), re.compile(r"[*?[\\]")
 _VERSION = re.compile(r"rsync\s+version v?(\d+)\.(\d+)\.(\d+)")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 _NOISE = re.compile(r"rsync error:|rsync: connection unexpectedly closed|^\s*$")
@@ -38,18 +40,22 @@ class Pass(StrEnum):
         """The long ones. Of a file that changes only what differs is written, into itself."""
         return [
             "--numeric-ids",
+            "--specials",  # FIFOs
             *(["--fsync"] if self != Pass.LAST else []),
             "--no-implied-dirs",
             *(["--inplace"] if self != Pass.FIRST else []),
         ]
 
 
-def client(shell: str, one: Pass) -> list[str]:
-    """The sender, which reads names relative to /, each ended by a zero byte, from its stdin."""
+def client(shell: str, one: Pass, but: Iterable[str] = ()) -> list[str]:
+    """The sender, which reads names relative to /, each ended by a zero byte, from its stdin.
+
+    `but`: paths that it is to pass over, as far as there is room for them.
+    """
     return [
         "rsync", "-e", shell, "-lptgoHAXSR", "-r" if one == Pass.FIRST else "-I",
         "--no-inc-recursive", *one.options, "--ignore-missing-args", "--files-from=-", "--from0",
-        "--", "/", "streamferry:/",
+        *_excluded(but), "--", "/", "streamferry:/",
     ]  # fmt: skip
 
 
@@ -57,6 +63,18 @@ def server(one: Pass) -> list[str]:
     """The receiver; the letters after the dot are what any rsync from `OLDEST` on can."""
     letters = f"-lHogtpAX{'r' if one == Pass.FIRST else 'I'}RSe.LsfxCIvu"
     return ["rsync", "--server", letters, *one.options, "--", ".", "/"]
+
+
+def _excluded(paths: Iterable[str]) -> Iterator[str]:
+    """As arguments: it opens no file with patterns that has no name."""
+    room = _ARGUMENTS
+    for path in paths:
+        if _WILDCARD.search(path):  # else a backslash means itself
+            path = _ESCAPED.sub(r"\\\g<0>", path)
+        room -= len(path)
+        if room < 0:
+            return
+        yield f"--exclude={path}"
 
 
 def version_problem(text: str) -> str | None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from agent.bandwidth import Bandwidth
 from agent.errors import PeerLost, ProtocolError, shown
 from agent.image.records import Record
 from agent.kernel import proc
@@ -29,6 +30,9 @@ from agent.sync.destination import SAY_EVERY
 from agent.sync.errors import SyncDiffers, SyncFailed, SyncRestless, SyncTooMany
 from agent.sync.paths import is_in
 from agent.sync.rsync import Pass
+from agent.sync.sparse import with_holes
+from agent.sync.sparse_source import SparseSource
+from agent.tasks import apart
 
 _MOST_PASSES = 6  # while the process runs
 _SMALL = 16 << 20  # bytes of changed files that are read as fast in the blackout as before it
@@ -55,6 +59,7 @@ class SyncSource:
         self._link = link
         self._progress = progress
         self._gets_on = gets_on
+        self._sparse = SparseSource(link, self._answer, self._went)
         self._client: Client | None = None
         self._pumps: list[asyncio.Task[None]] = []
         self._answers: asyncio.Queue[Record] = asyncio.Queue()
@@ -63,9 +68,11 @@ class SyncSource:
         self._greeted = asyncio.Event()  # by the destination's rsync
         self._under_way = 0  # bytes that it has not taken yet
         self._taken = asyncio.Event()
+        self._bandwidth = Bandwidth(plan.bandwidth)
         self._rate = float(_SLOWEST)
         self._looking = 0.0  # seconds that a look for changes takes
         self._last: asyncio.Task[bool] | None = None
+        self.left: list[str] = []  # sockets and devices
         self.sent = 0  # bytes over the link, in both directions
         self._to_do = 0
         self._heard = 0.0
@@ -81,8 +88,9 @@ class SyncSource:
             begin = Moment()
             everything = await self._look(None)
             self._to_do = everything.total
+            self.left = everything.left
             self._progress(0, self._to_do)
-            await self._pass([*self._dirs, *self._files], everything.total, Pass.FIRST)
+            await self._pass([*self._dirs, *self._files], everything, Pass.FIRST)
             self._since = begin
             await self._follow()
             self._progress(max(self.sent, self._to_do), max(self.sent, self._to_do))
@@ -104,7 +112,7 @@ class SyncSource:
                 break
             before = changed.bytes
             begin = Moment()
-            await self._pass(changed.paths, changed.bytes, Pass.AGAIN)
+            await self._pass(changed.paths, changed, Pass.AGAIN)
             self._since = begin
         self._judge(changed)
 
@@ -126,15 +134,20 @@ class SyncSource:
                 seconds=f"{seconds:.1f}",
             )
 
-    async def _pass(self, names: Collection[str], size: int, one: Pass) -> None:
-        """Bring these; `size`: bytes that are read for it, but for the first time."""
+    async def _pass(self, paths: Collection[str], found: Changes, one: Pass) -> None:
+        """Bring these, of which so much was found."""
         begin = time.monotonic()
-        await self._begin(one)
-        if not await self._end(sorted(names)):  # some have changed in the middle of it
-            await self._begin(one)
-            await self._end(sorted(names), final=True)
-        if one != Pass.FIRST and size > _SMALL:
-            self._rate = size / (time.monotonic() - begin)
+        first = one == Pass.FIRST
+        ours = await self._sparse.bring(found.sparse, first=first)
+        names = sorted(set(paths) - ours)
+        stay = [*found.left, *ours] if first else []
+        if first or names:
+            await self._begin(one, stay)
+            if not await self._end(names):  # some have changed in the middle of it
+                await self._begin(one, stay)
+                await self._end(names, final=True)
+        if not first and found.bytes > _SMALL:
+            self._rate = found.bytes / (time.monotonic() - begin)
 
     async def _compare_all(self, pids: list[int]) -> None:
         files = await asyncio.to_thread(tree.files, pids)
@@ -157,9 +170,9 @@ class SyncSource:
 
     def frozen(self, pids: Iterable[int]) -> None:
         """The process stands still, and CRIU has not come yet: bring what has changed."""
+        self._bandwidth = Bandwidth(0)  # now it is waited for
         fresh = changes.opened(pids) - self._compared
-        self._last = asyncio.create_task(self._bring_last(fresh))
-        self._last.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._last = apart(self._bring_last(fresh))
 
     async def finished(self) -> bool:
         """Whether anything was brought in the blackout, once it has come. Raises as `bring`, and
@@ -170,15 +183,17 @@ class SyncSource:
     async def _bring_last(self, fresh: set[str]) -> bool:
         changed = await self._look(self._since)
         self._judge(changed)
-        ours = {path for path in fresh if self._brought(path)}
-        names = sorted({*changed.paths, *ours})
-        others = sorted(fresh - ours)
+        new = {path for path in fresh if self._brought(path)} - set(changed.paths)
+        others = sorted(fresh - new - set(changed.paths))
         if others:
             await self._same(others)
+        holed = [*changed.sparse, *filter(None, map(with_holes, new))]
+        done = await self._sparse.bring(holed, first=False)
+        names = sorted({*changed.paths, *new} - done)
         if not names:
             self._stop_pumps()  # what is still on its way would come too late
             self._link.send({"kind": "sync", "op": "drop"})  # both end later, which takes time
-            return False
+            return bool(done)
         return await self._end(names, final=True, in_blackout=True)
 
     async def _same(self, paths: list[str]) -> None:
@@ -192,9 +207,9 @@ class SyncSource:
 
     # --- one pass
 
-    async def _begin(self, one: Pass) -> None:
+    async def _begin(self, one: Pass, stay: Collection[str] = ()) -> None:
         try:
-            self._client = await start_client(one)
+            self._client = await start_client(one, stay)
         except (OSError, TimeoutError) as error:
             raise SyncFailed(detail=f"rsync does not start at the source: {error}") from error
         self._greeted.clear()
@@ -234,9 +249,8 @@ class SyncSource:
         """Send what rsync writes."""
         while data := await client.output.read(PIECE):
             self._link.send({"kind": "sync", "op": "data", "data": data})
-            self._count(len(data))
             self._under_way += len(data)
-            await self._link.drain()
+            await self._went(len(data))
             while self._under_way > _WINDOW:
                 self._taken.clear()
                 await self._taken.wait()
@@ -266,12 +280,11 @@ class SyncSource:
         self._greeted.set()
         if client is None:
             return
-        with contextlib.suppress(OSError):  # it has ended, and says why
-            if not data:  # the other has
+        if data:
+            await client.feed(data)
+        else:  # the other has ended
+            with contextlib.suppress(OSError):
                 client.input.close()
-                return
-            client.input.write(data)
-            await client.input.drain()
 
     async def _answer(self, op: str) -> Record:
         """What the destination answers. Raises `ProtocolError`."""
@@ -279,6 +292,11 @@ class SyncSource:
         if record.get("op") != op:
             raise ProtocolError(detail=f"{shown(record.get('op'))} came instead of {op!r}")
         return record
+
+    async def _went(self, size: int) -> None:
+        self._count(size)
+        await self._link.drain()
+        await self._bandwidth.spend(size)
 
     def _count(self, size: int) -> None:
         self.sent += size

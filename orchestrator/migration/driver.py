@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.recovering import Recoverer, Report
 
 
+_NAMED = 3  # paths in a warning
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the user asked for."""
@@ -57,6 +60,7 @@ class Driver:
         self._reporter = Accountant(reporter)
         self._result = results.empty(new_id(), request.source, request.destination, request.pid)
         self._agents: list[AgentClient] = []
+        self._run: Run | None = None
         self._pair: tuple[AgentClient, AgentClient]
         self._named: Named
         self._begun = False  # the agents were told to run
@@ -253,7 +257,7 @@ class Driver:
             return
         source, destination = self._pair
         await self._faults.at("prepare")
-        run = Run(source, destination, self._request.pid, self._reporter, self._faults)
+        self._run = run = Run(source, destination, self._request.pid, self._reporter, self._faults)
         wire = self.plan.to_wire()
         key = await source.source_prepare(wire)
         request = self._request
@@ -286,6 +290,10 @@ class Driver:
             if memory != self._result["memory"]:
                 self._reporter.note(f"memory: {memory['mode']}, {memory['why']}")
             self._result["memory"] = memory
+            if left := sent["sync_left"]:
+                more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+                named = ", ".join(left[:_NAMED])
+                self._reporter.note(f"warning: not brought, a socket or device: {named}{more}")
         self.timeline = results.timeline(sent, taken)
         if migrated and not self._unended and self._write_down_end():
             with contextlib.suppress(AgentError):  # nobody will ask any more
@@ -324,6 +332,9 @@ class Driver:
         elif report.ended.outcome == results.MIGRATED:
             self._result["outcome"], self._result["error"] = results.MIGRATED, None
             self.error = None
+            if self._run is not None and (resumed := self._run.resumed) is not None:
+                seconds = asyncio.get_running_loop().time() - resumed
+                results.filled(self._result, self.timeline, seconds)
         elif report.ended.outcome in (results.ROLLED_BACK, results.OVER) and self.error is not None:
             self._result["outcome"] = results.ROLLED_BACK
             detail = str(self.error.fields.get("detail", self.error.message))

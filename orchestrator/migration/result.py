@@ -34,7 +34,8 @@ PHASES = (
     "unlock",
     "replay",
 )
-APART_PHASES = ("pre_copy", "post_copy", "fill")  # only where memory goes apart
+POST_COPY = "post_copy"
+APART_PHASES = ("pre_copy", POST_COPY, "fill")  # only where memory goes apart
 SYNC_PHASES = ("sync", "sync_last")  # only where files are brought along
 ROLL_BACK = "roll_back"  # of a source that has undone its part
 _OPTIONAL = (*APART_PHASES, *SYNC_PHASES, ROLL_BACK)
@@ -150,6 +151,7 @@ class More(TypedDict):
 
     rounds: list[RoundReport]
     sync_bytes: int
+    sync_left: list[str]
 
 
 class SourceReport(TypedDict):
@@ -167,6 +169,7 @@ class SourceReport(TypedDict):
     memory_mode: str  # stop, pre-copy or post-copy, as it went
     rounds: list[RoundReport]
     sync_bytes: int  # over the link, in both directions, for files that were brought along
+    sync_left: list[str]  # sockets and devices among these files: they are not brought
     relayed: bool
 
 
@@ -279,6 +282,8 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
             result["rounds"] = source["rounds"]
         if source["sync_bytes"]:
             result["sync_bytes"] = source["sync_bytes"]
+        if source["sync_left"]:
+            result["sync_left"] = source["sync_left"]
         result["clock_error_ms"] = source["clock_error"] * 1000.0
         result["streams"] = _streams(source, destination)
         if destination is not None and destination["resumed_at"]:
@@ -286,6 +291,15 @@ def merge(result: Json, source: SourceReport | None, destination: DestinationRep
             result["blackout_ms"] = (resumed - source["lock_at"]) * 1000.0
     if result["outcome"] != MIGRATED and result["error"] is None:
         result["error"] = _error(source) or _error(destination)
+
+
+def filled(result: Json, spans: list[Span], seconds: float) -> None:
+    """All memory is at the destination, so long after the resume: agents that were lost on the way
+    had counted their own part of it."""
+    result["phases_ms"][POST_COPY] = seconds * 1000.0
+    for span in spans:
+        if span["phase"] == POST_COPY:
+            span["ms"] = seconds * 1000.0
 
 
 def stall_ms(result: Json) -> float:

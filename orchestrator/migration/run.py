@@ -19,6 +19,7 @@ from orchestrator.errors import AgentSilent, MemoryMissing, OutcomeUnknown
 from orchestrator.migration.result import (
     IN_DOUBT,
     MIGRATED,
+    POST_COPY,
     RUNNING,
     DestinationReport,
     SourceReport,
@@ -68,6 +69,7 @@ class Run:
         self._pid = pid
         self._listener = listener
         self._relaying = False
+        self.resumed: float | None = None  # at the destination, before its memory, by the same
         self._got_on = 0.0  # when an agent last said so, by the loop's clock
         pairs = (("source", source, destination), ("destination", destination, source))
         for role, agent, other in pairs:
@@ -126,6 +128,8 @@ class Run:
         if isinstance(name, str) and isinstance(data.get("ms", 0.0), int | float):
             self._listener.phase({**data, "role": role, "host": host})
             if data.get("state") == "begin":
+                if name == POST_COPY:
+                    self.resumed = asyncio.get_running_loop().time()
                 await self._faults.at(name)
 
     def _progress(self, data: dict[str, Any]) -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +20,9 @@ from agent.probe.facts import FileProblem
 from agent.sync import changes
 from agent.sync.changes import Moment
 from agent.sync.child import PIECE
-from agent.sync.errors import SyncDiffers, SyncFailed, SyncRestless, SyncTooMany
+from agent.sync.errors import SyncDiffers, SyncFailed, SyncFull, SyncRestless, SyncTooMany
 from agent.sync.rsync import Pass
+from agent.sync.sparse_destination import SparseFile
 from tests.support.polling import until
 from tests.support.sync import elsewhere, ends
 
@@ -34,6 +41,14 @@ def there(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir()
     elsewhere(monkeypatch, here, path)
     return path
+
+
+@pytest.fixture
+def small(there: Path) -> Iterator[Path]:
+    """As `there`, with room for 1 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", there], check=True)
+    yield there
+    subprocess.run(["umount", there], check=True)
 
 
 def fill(here: Path) -> None:
@@ -112,6 +127,61 @@ async def test_nothing_changed(here: Path, there: Path) -> None:
         assert not await both.until(both.source.finished())
 
 
+def sparse_file(path: Path, size: int, *at: int) -> None:
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        for offset in at:
+            os.pwrite(file.fileno(), os.urandom(1 << 16), offset)
+        file.truncate(size)
+
+
+def read(path: Path, offset: int) -> bytes:
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), 1 << 16, offset)
+
+
+async def test_holes_cost_nothing(here: Path, there: Path) -> None:
+    """Whoever writes to the file meanwhile; and in the blackout."""
+    size = 10 << 30
+    path = here / "sub/sparse [*]"
+    path.parent.mkdir()
+    sparse_file(path, size, *range(0, 16 << 16, 1 << 16))
+    os.chown(path, 1234, 4321)
+    async with ends([here]) as both:
+        begin = time.monotonic()
+        both.source._progress = lambda *_: sparse_file(path, size, 1 << 20)
+        await both.until(both.source.bring())
+        took, both.source._progress = time.monotonic() - begin, lambda *_: None
+        await both.until(both.source.settle([os.getpid()]))
+        sparse_file(path, size + 5, 5 << 30)
+        both.source.frozen([])
+        assert await both.until(both.source.finished())
+        both.destination.check_over()
+        await both.until(both.destination.on_disk())
+    assert took < 2.0 and both.source.sent < 4 << 20
+    ours, theirs = path.stat(), (there / "sub/sparse [*]").stat()
+    for what in ("st_size", "st_mode", "st_uid", "st_gid", "st_mtime_ns"):
+        assert getattr(ours, what) == getattr(theirs, what), what
+    assert theirs.st_blocks * 512 < 4 << 20
+    for offset in (0, 1 << 20, 5 << 30):
+        found = read(path, offset)
+        assert found == read(there / "sub/sparse [*]", offset) != bytes(1 << 16)
+
+
+async def test_fifos_come_and_sockets_stay(here: Path, there: Path) -> None:
+    os.mkfifo(here / "fifo", 0o640)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(here / "socket"))
+        async with ends([here]) as both:
+            await both.until(both.source.bring())
+            await both.until(both.source.settle([os.getpid()]))
+            os.chmod(here / "socket", 0o600)
+            both.source.frozen([])
+            await both.until(both.source.finished())
+    assert both.source.left == [str(here / "socket")]
+    assert os.listdir(there) == ["fifo"]
+    assert (there / "fifo").lstat().st_mode == (here / "fifo").lstat().st_mode
+
+
 async def test_nothing_is_written_elsewhere(tmp_path: Path, here: Path, there: Path) -> None:
     """Names that were not planned, as a source of another mind would send them."""
     outside = tmp_path / "outside"
@@ -151,6 +221,38 @@ async def test_an_rsync_is_killed(here: Path, there: Path, killed: str) -> None:
         os.kill(child._process.pid, 9)
         with pytest.raises(SyncFailed):
             await both.until(both.source._end([str(here)], final=True))
+
+
+async def test_a_disk_that_fills_is_one_error_and_no_word_beside_it(
+    here: Path, small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "data").write_bytes(os.urandom(64 << 20))
+    async with ends([here]) as both:
+        with pytest.raises(SyncFull, match="data.*No space left on device"):
+            await both.until(both.source.bring())
+    assert caplog.records == []
+
+
+async def test_a_disk_that_fails_after_another_error_says_no_more(
+    here: Path, there: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was brought could not be written out, and nobody waits for that any more."""
+
+    def full(*_: object) -> None:
+        raise SyncFull(detail="no room")
+
+    monkeypatch.setattr("agent.sync.destination._flush", full)
+    async with ends([here]) as both:
+        await both.until(both.source.settle([os.getpid()]))
+        (here / "new").write_text("new")
+        both.source.frozen([])
+        await both.until(both.source.finished())
+        flushing = both.destination._flushing
+        assert flushing is not None
+        await until(flushing.done)
+    del both, flushing
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_it_is_held_up_by_a_slow_destination(
@@ -193,6 +295,34 @@ async def test_a_destination_that_is_silent(
         both.tasks[1].cancel()
         with pytest.raises(PeerLost, match="silent"):
             await both.source.bring()
+
+
+async def test_the_bandwidth_is_kept(here: Path, there: Path) -> None:
+    (here / "data").write_bytes(os.urandom(1 << 20))
+    sparse_file(here / "sparse", 1 << 30, *range(0, 1 << 20, 1 << 16))
+    begin = time.monotonic()
+    async with ends([here], bandwidth=2 << 20) as both:
+        await both.until(both.source.bring())
+    assert time.monotonic() - begin > 0.9 and both.source.sent > 2 << 20
+
+
+async def test_a_slow_disk_is_no_silence(
+    here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sync.source._SILENCE", 0.3)
+    monkeypatch.setattr("agent.sync.source.SAY_EVERY", 0.05)
+    monkeypatch.setattr("agent.sync.destination.SAY_EVERY", 0.05)
+    opened = SparseFile.open
+
+    def slowly(file: SparseFile) -> str:
+        threading.Event().wait(1.0)
+        return opened(file)
+
+    monkeypatch.setattr(SparseFile, "open", slowly)
+    sparse_file(here / "sparse", 1 << 30, 0)
+    async with ends([here]) as both:
+        await both.until(both.source.bring())
+    assert (there / "sparse").stat().st_size == 1 << 30
 
 
 async def test_files_that_change_faster_than_they_come(

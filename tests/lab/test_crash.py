@@ -207,7 +207,9 @@ def test_the_copy_is_killed_before_the_commit(lab: Lab, redis: int, point: str) 
         until(lambda: lab.state("dst", redis) == "T", 20, "the restored copy")
         lab.run("dst", f"kill -KILL {redis}")
         migration = lab.end_migrate(process)
-        assert (migration.status, migration.result["error"]["code"]) == (1, "copy-died")
+        error = migration.result["error"]
+        assert (migration.status, error["code"]) == (1, "copy-died")
+        assert "was killed by SIGKILL there" in error["message"]
         assert lab.state("src", redis) in ("S", "R")
         assert client.finish()["errors"] == []
 
@@ -219,6 +221,9 @@ def test_the_process_is_killed_while_it_is_frozen(lab: Lab, redis: int) -> None:
     lab.run("src", f"kill -KILL {redis}")
     migration = lab.end_migrate(process)
     assert (migration.status, migration.result["outcome"]) == (1, "rolled-back"), migration
-    assert migration.result["error"]["code"] == "copy-ended", migration.result
+    error = migration.result["error"]
+    assert (
+        error["code"] == "copy-ended" and "was killed by SIGKILL at the source" in error["message"]
+    )
     for host in HOSTS:
         assert lab.leftovers(host) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.lab.test_memory import ask, counting, moved
@@ -65,12 +67,15 @@ def test_the_link_is_cut_three_times(lab: Lab, redis: int, data: str) -> None:
     with counting(lab):
         process = lab.start_migrate("src", "dst", redis, *LATE)
         until(lambda: lab.entered("dst", "running"), 30, "that it runs at dst")
+        begin = time.monotonic()
         source, destination = (lab.own_addresses(host)[0] for host in HOSTS)
         cuts = _CUTS.format(src=source, dst=destination)
         assert lab.run("dst", cuts) == "cut\ncut\ncut"
+        least = time.monotonic() - begin
         migration = lab.end_migrate(process, 250)
     moved(lab, redis, migration, data)
     assert "it broke off" in migration.stderr
+    assert migration.result["phases_ms"]["post_copy"] > least * 1000, "from the resume to the end"
 
 
 @pytest.mark.parametrize("fault", [

@@ -121,14 +121,22 @@ def test_a_log_that_grows_all_the_time(lab: Lab, server: int) -> None:
 
 def test_a_second_time_next_to_nothing_goes(lab: Lab, server: int) -> None:
     lab.run("src", f"head -c 30000000 /dev/urandom > {HOME}/more && ln {HOME}/more {HOME}/link")
-    lab.run("src", f"truncate -s 1G {HOME}/sparse && setfattr -n user.x -v y {HOME}/more || true")
+    lab.run("src", f"head -c 1M /dev/urandom > {HOME}/sparse && truncate -s 10G {HOME}/sparse")
+    lab.run("src", f"mkfifo {HOME}/fifo && mknod {HOME}/device c 1 3")
+    lab.run("src", f"setfattr -n user.x -v y {HOME}/more || true")
     first = lab.migrate("src", "dst", server, *BOTH)
     moved(lab, server, first)
     same(lab, f"{HOME}/more", f"{HOME}/link")
-    assert int(lab.run("dst", f"du -k {HOME}/sparse").split()[0]) < 100
+    same_start = f"stat -c '%a %u %g %s %Y' {HOME}/sparse; head -c 2M {HOME}/sparse | sha256sum"
+    assert lab.run("dst", same_start) == lab.run("src", same_start)
+    assert int(lab.run("dst", f"du -k {HOME}/sparse").split()[0]) < 2048
+    assert lab.run("dst", f"stat -c %F {HOME}/fifo") == "fifo"
+    assert first.result["sync_left"] == [f"{HOME}/device"]
+    assert f"not brought, a socket or device: {HOME}/device" in first.stderr
     second = lab.migrate("dst", "src", server, *BOTH)
     assert second.status == 0, second.result
-    assert first.result["sync_bytes"] > 30_000_000 and second.result["sync_bytes"] < 100_000
+    assert 30_000_000 < first.result["sync_bytes"] < 40_000_000
+    assert second.result["sync_bytes"] < 100_000
 
 
 def test_check_says_what_would_come(lab: Lab, server: int) -> None:
@@ -159,6 +167,7 @@ def test_a_disk_that_fills_up(lab: Lab, server: int) -> None:
         assert migration.result["error"]["code"] == "sync-full"
         assert migration.result["error"]["phase"] == "sync"
         assert migration.result["phases_ms"]["freeze"] == 0
+        assert migration.stderr == ""
         goes_on(lab, server, client, before)
 
 

@@ -16,7 +16,7 @@ from agent import offspring
 from agent.image.records import Record
 from agent.link import Link
 from agent.plan import Plan
-from agent.sync import child
+from agent.sync import child, places, sparse_destination
 from agent.sync.destination import SyncDestination
 from agent.sync.source import SyncSource
 from tests.support.hostile import PLAN
@@ -36,7 +36,7 @@ def joined() -> tuple[Link, Link]:
 
 
 def elsewhere(patch: pytest.MonkeyPatch, here: Path, there: Path) -> None:
-    """Have the receiving rsync find the directory `there` at the path of `here`."""
+    """Have the receiver find the directory `there` at the path of `here`."""
     usual = offspring.command
 
     def command(module: str, arguments: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -46,6 +46,17 @@ def elsewhere(patch: pytest.MonkeyPatch, here: Path, there: Path) -> None:
             words = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *words]
         return words, fds
 
+    def moved(path: str) -> str:
+        return path.replace(str(here), str(there), 1)
+
+    def make(dirs: Sequence[str], files: Sequence[str], parents: list[places.Parent]) -> None:
+        _make(dirs, files, [*parents, *(one._replace(path=moved(one.path)) for one in parents)])
+
+    _make, _checked_path = places.make, sparse_destination.checked_path
+    patch.setattr(places, "make", make)
+    patch.setattr(
+        "agent.sync.destination.checked_path", lambda *given: moved(_checked_path(*given))
+    )
     patch.setattr(offspring, "command", command)
     patch.setattr(child.offspring, "command", command)
 

@@ -45,6 +45,16 @@ async def test_a_check_touches_nothing(setting: Setting) -> None:
     assert setting.source.closed and setting.destination.closed
 
 
+async def test_what_was_left_out_is_said(setting: Setting) -> None:
+    left = [f"/srv/d/{name}" for name in "abcd"]
+    setting.source.answers["source.run"] = source_report(sync_left=left)
+    result = await setting.migrate()
+    assert result["outcome"] == "migrated" and result["sync_left"] == left
+    assert setting.told.notes == [
+        "warning: not brought, a socket or device: /srv/d/a, /srv/d/b, /srv/d/c and 1 more"
+    ]
+
+
 @pytest.mark.parametrize("first", ["source", "destination"])
 async def test_either_report_may_come_first(setting: Setting, first: str) -> None:
     source, setting.source.answers["source.run"] = held(source_report())

@@ -121,7 +121,7 @@ def test_a_rollback_names_the_phase_that_failed(capsys: pytest.CaptureFixture[st
 
 
 def test_a_process_that_has_ended_does_not_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    ended = CopyEnded(pid=5000, detail="it was undone")
+    ended = CopyEnded(pid=5000, how="ended", detail="it was undone")
     (line,) = summary(capsys, rolled_back(ended, "freeze"))
     assert line == "Rolled back in the phase 'freeze': PID 5000 has ended at src"
 

@@ -27,9 +27,11 @@ from orchestrator.migration.result import (
     described,
     empty,
     exit_status,
+    filled,
     merge,
     outcome_of,
     refused,
+    timeline,
 )
 from orchestrator.migration.result import source_report as checked_source
 from orchestrator.refusals import Refusal
@@ -78,6 +80,17 @@ def test_a_phase_of_both_hosts_is_summed_and_an_unknown_one_left_out() -> None:
     assert phases["lock"] == 5.0 and phases["unlock"] == 4.0
     assert list(phases) == list(PHASES)
     assert all(isinstance(ms, float) for ms in phases.values())
+
+
+def test_memory_that_came_by_several_agents_took_from_the_resume_to_the_end() -> None:
+    taken = destination_report(
+        "running", phases_ms={"post_copy": 100.0}, spans=[["post_copy", 150.1, 0.1]]
+    )
+    result, spans = empty("1", "src", "dst", 5), timeline(source_report(), taken)
+    merge(result, None, taken)
+    filled(result, spans, 2.5)
+    assert result["phases_ms"]["post_copy"] == 2500.0
+    assert [one["ms"] for one in spans if one["phase"] == "post_copy"] == [2500.0]
 
 
 def test_streams_are_joined_by_their_ends() -> None:

@@ -76,6 +76,11 @@ def test_what_the_distribution_has_is_brought_where_it_is_missing_alone() -> Non
     assert judge(one).sync_files == (LIBRARY,)
 
 
+def test_a_fifo_is_brought_as_a_file_is() -> None:
+    one = case(Wish(opened=True), [file(DATA, kind="fifo")], [problem(DATA)])
+    assert judge(one, here=at(DATA, "fifo")).sync_files == (DATA,)
+
+
 def test_what_is_named_is_brought_with_all_in_it() -> None:
     one = case(Wish(("/srv/d",), True), [file(DATA, written=True)], [problem(DATA)])
     made = judge(one, here=at("/srv/d", "directory"))
@@ -98,7 +103,7 @@ def test_another_kind_is_refused_whatever_is_brought() -> None:
     [
         ({"here": at("/srv/d", "missing")}, "no such file on src"),
         ({"here": at("/srv/d", "link", "/mnt/d")}, "/mnt/d; name this"),
-        ({"here": at("/srv/d", "fifo")}, "neither a file nor a directory"),
+        ({"here": at("/srv/d", "device")}, "neither a file nor a directory"),
         ({"there": at("/srv/d", "file", "/mnt/d")}, "on dst that leads to /mnt/d"),
         ({"here": at("/srv/d", "directory"), "there": at("/srv/d")}, "not a directory"),
     ],

@@ -16,14 +16,25 @@ Capabilities:
 
 @pytest.mark.parametrize("one", list(Pass))
 def test_both_ends_are_told_the_same(one: Pass) -> None:
-    ours, theirs = client("shell", one), server(one)
+    ours, theirs = client("shell", one, ["/but"]), server(one)
     assert set(one.options) <= set(ours) and set(one.options) <= set(theirs)
     assert ours[-3:] == ["--", "/", "streamferry:/"] and theirs[-3:] == ["--", ".", "/"]
     letters = theirs[2].partition("e.")[0]
     assert ("r" in letters) == ("-r" in ours) == (one == Pass.FIRST)
     assert ("I" in letters) == ("-I" in ours) == (one != Pass.FIRST)
     assert all(letter in letters for letter in "lHogtpAXRS")
+    assert "--exclude=/but" in ours
     assert "--delete" not in " ".join([*ours, *theirs])
+
+
+def test_a_pattern_is_of_one_path() -> None:
+    told = client("shell", Pass.FIRST, ["/srv/a\\b", "/srv/a*b\\[c]?"])
+    assert "--exclude=/srv/a\\b" in told and "--exclude=/srv/a\\*b\\\\\\[c]\\?" in told
+
+
+def test_what_is_named_to_it_has_room() -> None:
+    told = client("shell", Pass.FIRST, (f"/srv/{'x' * 1000}/{number}" for number in range(1000)))
+    assert 100_000 < sum(map(len, told)) < 300_000
 
 
 def test_what_goes_in_the_blackout_is_not_waited_for_on_the_disk() -> None:

@@ -54,6 +54,7 @@ def source_report(outcome: str = "migrated", error: AgentError | None = None, **
         "streams": [stream(40000), stream(40001)],
         "bytes": {"memory": 5 << 20, "streams": 42, "files": 7000},
         "sync_bytes": 0,
+        "sync_left": [],
         "memory_mode": "stop",
         "rounds": [],
         "spans": [["lock", 99.99, 0.02], ["freeze", 100.01, 0.002]],

@@ -48,7 +48,7 @@ class Host(Nothing):
         self.at_work = False
 
     made: Host
-    has_ended = False
+    ending = ""
 
     def inventory(self) -> Json:
         return {"connections": [], "families": []}
@@ -290,6 +290,6 @@ async def test_nowhere_to_connect_to(link: Any) -> None:
 async def test_a_process_that_has_ended_meanwhile_does_not_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Host, "has_ended", True)
+    monkeypatch.setattr(Host, "ending", "was killed by SIGKILL")
     outcome = await told_to_connect({})
     assert (outcome.outcome, outcome.code) == ("rolled-back", "copy-ended")
