@@ -119,7 +119,7 @@ def test_in_place(pair: tuple[Host, Host], family: int) -> None:
         connect_unspecified(held.server.fileno())
         held.server.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
         held.server.getsockopt(_SOL, socket.SO_ERROR)
-        server.run(restore, image, held.server)
+        server.run(restore, image, held.server, ready=False)
         release(held.server, image)
         after = dump(held.server)
         assert [tuple(one) for one in image.options] == after.options
