@@ -15,8 +15,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import compress, starmap
-from operator import ne
+from itertools import starmap
 from typing import Any
 
 from agent.errors import AgentError
@@ -48,6 +47,8 @@ _FILTER = (_SOL, uapi.SO_ATTACH_FILTER)
 _DEVICE = (_SOL, uapi.SO_BINDTODEVICE)
 _LOW_WATER = (_SOL, uapi.SO_RCVLOWAT)
 _REUSE = (_SOL, uapi.SO_REUSEADDR)
+_PRIORITY = (_SOL, uapi.SO_PRIORITY)
+_TOS = (socket.IPPROTO_IP, uapi.IP_TOS)  # to set it sets that one, too
 _TRANSPARENT = (socket.IPPROTO_IP, uapi.IP_TRANSPARENT)
 _LATE = frozenset((option.level, option.number) for option in TABLE if option.late)
 _MEMORY = struct.Struct("=I12xIII")  # RMEM_ALLOC, FWD_ALLOC, WMEM_QUEUED, OPTMEM of SO_MEMINFO
@@ -72,17 +73,16 @@ class _Row:
     number: int
     fixed: OptionValue | None
     mask: int  # of an int's bits that are the program's
-    sets_priority: bool
     shows: _Shown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
     """What to read of a socket of one family."""
 
     calls: tuple[tuple[int, ...], ...]  # arguments of getsockopt
     rows: tuple[_Row, ...]
-    fresh: list[OptionValue]
+    fresh: tuple[OptionValue, ...]
     recorded: tuple[Recorded, ...]  # of a fresh socket of this host
     optmem: _Shown
     forward: _Shown
@@ -135,13 +135,13 @@ def _plan(family: int, kind: int) -> _Plan:
     fresh: list[OptionValue] = []
     for name, value in values.items():
         if name in READINGS:
-            rows.append(_Row(-1, -1, None, -1, False, shows(name)))
+            rows.append(_Row(-1, -1, None, -1, shows(name)))
             calls.append(READINGS[name])
         elif (one := BY_NAME[name]).level == FCNTL or shown_by(one):
             continue
         else:
             mask = ~_ECN if name in ("IP_TOS", "IPV6_TCLASS") else -1
-            rows.append(_Row(one.level, one.number, one.fixed, mask, name == "IP_TOS", shows(name)))
+            rows.append(_Row(one.level, one.number, one.fixed, mask, shows(name)))
             calls.append((one.level, one.number, *([one.size] if one.size else [])))
         fresh.append(value)
     recorded = (
@@ -150,7 +150,7 @@ def _plan(family: int, kind: int) -> _Plan:
         if row.fixed not in (None, value)
     )
     others = (*COUNTERS, "F_SETOWN_EX")
-    return _Plan(tuple(calls), tuple(rows), fresh, tuple(recorded), *map(shows, others))
+    return _Plan(tuple(calls), tuple(rows), tuple(fresh), tuple(recorded), *map(shows, others))
 
 
 def _fresh(family: int, kind: int) -> dict[str, OptionValue]:
@@ -165,6 +165,32 @@ def _fresh(family: int, kind: int) -> dict[str, OptionValue]:
             if level != socket.IPPROTO_IPV6 or family == socket.AF_INET6:
                 values[name] = sock.getsockopt(level, number, size)
     return values
+
+
+@functools.lru_cache(maxsize=256)
+def _told(plan: _Plan, values: tuple[OptionValue, ...]) -> tuple[tuple[Recorded, ...], _Shown]:
+    """What is recorded of these readings, and what is to be read as well.
+
+    Remembered, as the sockets of a program have their options alike.
+    """
+    options = list(plan.recorded)
+    shown: _Shown = ()
+    priority = False
+    for row, value, fresh in zip(plan.rows, values, plan.fresh, strict=True):
+        key = (row.level, row.number)
+        if value == fresh and not (priority and key == _PRIORITY):
+            continue
+        shown += row.shows
+        if isinstance(value, int):
+            value &= row.mask
+            if not value and row.mask != -1:
+                continue
+        if row.fixed is not None:
+            options = [one for one in options if one[:2] != key]
+        if row.level != -1 and value != row.fixed:
+            options.append((*key, value))
+        priority = priority or key == _TOS
+    return tuple(options), shown
 
 
 def warm_up() -> None:
@@ -194,24 +220,13 @@ def dump(
     if state is None:
         state = get(socket.IPPROTO_TCP, uapi.TCP_INFO, 1)[0]
     plan = _plan(family, _KINDS.get(state, CONNECTION))
-    values = list(starmap(get, plan.calls))
-    options = list(plan.recorded)
-    shown: list[tuple[Option, OptionValue]] = []
-    if values != plan.fresh:
-        for row, value in compress(
-            zip(plan.rows, values, strict=True), map(ne, values, plan.fresh)
-        ):
-            shown += row.shows
-            if row.mask != -1:
-                value &= row.mask
-                if not value:
-                    continue
-            if row.fixed is not None:
-                options = [one for one in options if one[:2] != (row.level, row.number)]
-            if row.level != -1 and value != row.fixed:
-                options.append((row.level, row.number, value))
-            if row.sets_priority:
-                options.append((_SOL, uapi.SO_PRIORITY, get(_SOL, uapi.SO_PRIORITY)))
+    values = tuple(starmap(get, plan.calls))
+    shown: _Shown = ()
+    if values == plan.fresh:
+        options = list(plan.recorded)
+    else:
+        recorded, shown = _told(plan, values)
+        options = list(recorded)
     received, forward, queued, optmem = _MEMORY.unpack_from(
         memory or get(_SOL, uapi.SO_MEMINFO, uapi.MEMINFO.size)
     )
