@@ -250,15 +250,15 @@ def dump(
 
 def restore(sock: socket.socket, options: Sequence[Recorded]) -> None:
     """Set what `dump` recorded, but for the late ones. Raises `OSError`."""
-    given = _given()
+    given = dict(_given())
     for level, number, value in options:
-        if (level, number) not in _LATE and given.get((level, number), (None,))[0] != value:
+        key = (level, number)
+        mine = given.pop(key, None)
+        if key not in _LATE and (mine is None or mine[0] != value):
             set_one(sock, level, number, value)
-    if given:
-        recorded = {(level, number) for level, number, _ in options}
-        for key in given.keys() - recorded:
-            if key[0] != socket.IPPROTO_IPV6 or sock.family == socket.AF_INET6:
-                set_one(sock, *key, given[key][1])
+    for key, (_, fixed) in given.items():
+        if key[0] != socket.IPPROTO_IPV6 or sock.family == socket.AF_INET6:
+            set_one(sock, *key, fixed)
 
 
 def set_one(sock: socket.socket, level: int, number: int, value: OptionValue) -> None:
