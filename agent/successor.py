@@ -28,6 +28,7 @@ from agent.plan import Plan
 from agent.protocol import DESTINATION, SOURCE
 from agent.tcp import options
 from agent.tcp.opening import peer_name
+from agent.tcp.option_readings import Recorded
 from agent.tcp.replay import Replayer
 from agent.tcp.restoring import leave_repair, release
 from agent.tcp.steal import socket_descriptors, steal
@@ -94,7 +95,7 @@ class Successor:
         self._history = history
         self.same_boot = self._facts.get("boot") == proc.boot_id()
         self._peer_asleep: list[socket.socket] = []
-        self._common: list[options.Recorded] = []  # options of what no row tells of
+        self._common: list[Recorded] = []  # options of what no row tells of
 
     def do(self, action: str) -> None:
         """One action of the table; those that only tell somebody something do nothing."""

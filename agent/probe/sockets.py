@@ -22,6 +22,7 @@ from agent.probe.obstacles import Obstacles
 from agent.tcp import options
 from agent.tcp.dumping import was_connected
 from agent.tcp.opening import peer_name
+from agent.tcp.option_readings import FilterStays
 from agent.tcp.option_table import FCNTL
 
 IPPROTO_SMC = 256  # include/uapi/linux/in.h
@@ -145,7 +146,7 @@ class Sockets:
         """The options that the destination will be asked for."""
         try:
             found = options.dump(sock, sock.family, state)
-        except options.FilterStays as error:
+        except FilterStays as error:
             self._refuse("socket", at, what=error.message)
             return
         family = 4 if sock.family == socket.AF_INET else 6

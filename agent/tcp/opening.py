@@ -80,7 +80,7 @@ def dump(sock: socket.socket, stream: Stream) -> None:
 def restore(
     sock: socket.socket, stream: Stream, local: tuple[str | int, ...], remote: tuple[str | int, ...]
 ) -> None:
-    """Connect again, behind the lock, and leave the socket in repair mode. Raises `OSError`.
+    """Connect again, behind the lock; `sock` is, and stays, in repair mode. Raises `OSError`.
 
     Its receive buffer must be large: with it the clamp alone decides the window scale that is
     offered (tcp_select_initial_window()), and the clamp of the first SYN was made from its scale.
@@ -89,7 +89,6 @@ def restore(
     if stream.mss:
         set_option(_TCP, uapi.TCP_MAXSEG, stream.mss)
     set_option(_TCP, uapi.TCP_WINDOW_CLAMP, stream.window_clamp)
-    set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     signed = stream.send_seq - (1 << 32) if stream.send_seq >> 31 else stream.send_seq
     set_option(_TCP, uapi.TCP_QUEUE_SEQ, signed)

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.kernel import uapi
+from agent.tcp.option_readings import Recorded
 from agent.tcp.option_table import BY_NUMBER, FCNTL, OptionValue
-from agent.tcp.options import Recorded, set_one
+from agent.tcp.options import set_one
 
 _SOL = socket.SOL_SOCKET
 _TIMESTAMPING = {(_SOL, uapi.SO_TIMESTAMPING), (_SOL, uapi.SO_TIMESTAMPING_NEW)}

@@ -2,8 +2,7 @@
 
 An option is recorded only where it differs from a fresh socket's, so that an ordinary stream
 costs no system call for it at the destination. At the source the price is one system call for
-each option, and most of the time of a dump: what cannot be set without another reading showing it
-is read only then.
+each of `agent.tcp.option_readings`, and most of the time of a dump.
 """
 
 from __future__ import annotations
@@ -13,36 +12,18 @@ import fcntl
 import functools
 import socket
 import struct
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from itertools import compress, starmap
-from operator import ne
+from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any
 
-from agent.errors import AgentError
 from agent.kernel import uapi
-from agent.kernel.filter import attach_filter, get_filter
-from agent.tcp.option_table import (
-    ANCILLARY,
-    BY_NAME,
-    BY_NUMBER,
-    CONNECTION,
-    COUNTERS,
-    FCNTL,
-    LISTENING,
-    OPENING,
-    READINGS,
-    TABLE,
-    Option,
-)
+from agent.kernel.filter import attach_filter
+from agent.tcp.option_readings import NO_OWNER, Recorded, Shown, plan_of, read, told
+from agent.tcp.option_table import BY_NUMBER, CONNECTION, FCNTL, LISTENING, OPENING, TABLE
 from agent.tcp.option_table import OptionValue as OptionValue  # of a stream's options
-
-Recorded = tuple[int, int, OptionValue]  # level, number, value
 
 _SOL = socket.SOL_SOCKET
 _KINDS = {uapi.TCP_LISTEN: LISTENING, uapi.TCP_SYN_SENT: OPENING}
-_ECN = 3  # the bits of IP_TOS and IPV6_TCLASS that the kernel sets itself (RFC 3168)
-_NO_OWNER = bytes(uapi.F_OWNER_EX.size)
 _LINGER = struct.Struct("=ii")  # struct linger { int l_onoff, l_linger; } (linux/socket.h)
 _FILTER = (_SOL, uapi.SO_ATTACH_FILTER)
 _DEVICE = (_SOL, uapi.SO_BINDTODEVICE)
@@ -55,124 +36,12 @@ _LEAST_PAGE = 4096  # bytes: SO_RESERVE_MEM is of whole pages
 _NO_RATE = b"\xff" * 8
 
 
-class FilterStays(AgentError):
-    code = "socket-filter"
-    template = "the filter attached to a socket cannot be moved: {detail}"
-    hint_template = "Let the program detach it (SO_DETACH_FILTER), or attach a short classic one."
-
-
-_Shown = tuple[tuple[Option, OptionValue], ...]  # to be read as well; and what is not recorded
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One reading of a dump: of an option, or of one of `READINGS` (its level is -1)."""
-
-    level: int
-    number: int
-    fixed: OptionValue | None
-    mask: int  # of an int's bits that are the program's
-    sets_priority: bool
-    shows: _Shown
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What to read of a socket of one family."""
-
-    calls: tuple[tuple[int, ...], ...]  # arguments of getsockopt
-    rows: tuple[_Row, ...]
-    fresh: list[OptionValue]
-    recorded: tuple[Recorded, ...]  # of a fresh socket of this host
-    optmem: _Shown
-    forward: _Shown
-    pacing: _Shown
-    owner: _Shown
-
-
-def _read(sock: socket.socket, option: Option) -> OptionValue:
-    if option.level == FCNTL:
-        if option.number == uapi.F_SETOWN_EX:
-            return fcntl.fcntl(sock, uapi.F_GETOWN_EX, _NO_OWNER)
-        if option.number == uapi.F_SETSIG:
-            return fcntl.fcntl(sock, uapi.F_GETSIG)
-        return int(bool(fcntl.fcntl(sock, uapi.F_GETFL) & uapi.O_ASYNC))
-    if (option.level, option.number) == _FILTER:
-        return _read_filter(sock)
-    if option.size:
-        return sock.getsockopt(option.level, option.number, option.size)
-    return sock.getsockopt(option.level, option.number)
-
-
-def _read_filter(sock: socket.socket) -> bytes:
-    try:
-        found = get_filter(sock.fileno())
-    except PermissionError as error:
-        raise FilterStays(detail="it is an eBPF program, not to be read back") from error
-    if len(found) > BY_NUMBER[_FILTER].size:
-        raise FilterStays(detail=f"it is of {len(found) // uapi.SOCK_FILTER_SIZE} instructions")
-    return found
-
-
-@functools.lru_cache(maxsize=8)
-def _plan(family: int, kind: int) -> _Plan:
-    values = _fresh(family, kind)
-
-    def shown_by(one: Option) -> Collection[str]:
-        """A listening socket is read in full: there are few, and all that they accept inherits."""
-        return one.seen_by or (ANCILLARY if one.rare and kind != LISTENING else ())
-
-    def shows(name: str) -> _Shown:
-        found = (BY_NAME[other] for other in values if other in BY_NAME)
-        return tuple(
-            (one, values[one.name] if one.fixed is None else one.fixed)
-            for one in found
-            if name in shown_by(one)
-        )
-
-    rows: list[_Row] = []
-    calls: list[tuple[int, ...]] = []
-    fresh: list[OptionValue] = []
-    for name, value in values.items():
-        if name in READINGS:
-            rows.append(_Row(-1, -1, None, -1, False, shows(name)))
-            calls.append(READINGS[name])
-        elif (one := BY_NAME[name]).level == FCNTL or shown_by(one):
-            continue
-        else:
-            mask = ~_ECN if name in ("IP_TOS", "IPV6_TCLASS") else -1
-            rows.append(_Row(one.level, one.number, one.fixed, mask, name == "IP_TOS", shows(name)))
-            calls.append((one.level, one.number, *([one.size] if one.size else [])))
-        fresh.append(value)
-    recorded = (
-        (row.level, row.number, value)
-        for row, value in zip(rows, fresh, strict=True)
-        if row.fixed not in (None, value)
-    )
-    others = (*COUNTERS, "F_SETOWN_EX")
-    return _Plan(tuple(calls), tuple(rows), fresh, tuple(recorded), *map(shows, others))
-
-
-def _fresh(family: int, kind: int) -> dict[str, OptionValue]:
-    """What a fresh socket has, of all that this kernel knows."""
-    values: dict[str, OptionValue] = {}
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        for option in TABLE:
-            if option.family in (0, family) and option.of <= kind:
-                with contextlib.suppress(OSError):
-                    values[option.name] = _read(sock, option)
-        for name, (level, number, size) in READINGS.items():
-            if level != socket.IPPROTO_IPV6 or family == socket.AF_INET6:
-                values[name] = sock.getsockopt(level, number, size)
-    return values
-
-
 def warm_up() -> None:
     """Learn the defaults ahead of time, as the first `dump` and `restore` would."""
     for family in (socket.AF_INET, socket.AF_INET6):
         for kind in (CONNECTION, OPENING, LISTENING):
             try:
-                _plan(family, kind)
+                plan_of(family, kind)
             except OSError:
                 continue  # the family is switched off on this host
     _given()
@@ -193,25 +62,14 @@ def dump(
     get: Callable[..., Any] = sock.getsockopt
     if state is None:
         state = get(socket.IPPROTO_TCP, uapi.TCP_INFO, 1)[0]
-    plan = _plan(family, _KINDS.get(state, CONNECTION))
-    values = list(starmap(get, plan.calls))
-    options = list(plan.recorded)
-    shown: list[tuple[Option, OptionValue]] = []
-    if values != plan.fresh:
-        for row, value in compress(
-            zip(plan.rows, values, strict=True), map(ne, values, plan.fresh)
-        ):
-            shown += row.shows
-            if row.mask != -1:
-                value &= row.mask
-                if not value:
-                    continue
-            if row.fixed is not None:
-                options = [one for one in options if one[:2] != (row.level, row.number)]
-            if row.level != -1 and value != row.fixed:
-                options.append((row.level, row.number, value))
-            if row.sets_priority:
-                options.append((_SOL, uapi.SO_PRIORITY, get(_SOL, uapi.SO_PRIORITY)))
+    plan = plan_of(family, _KINDS.get(state, CONNECTION))
+    values = tuple(starmap(get, plan.calls))
+    shown: Shown = ()
+    if values == plan.fresh:
+        options = list(plan.recorded)
+    else:
+        recorded, shown = told(plan, values)
+        options = list(recorded)
     received, forward, queued, optmem = _MEMORY.unpack_from(
         memory or get(_SOL, uapi.SO_MEMINFO, uapi.MEMINFO.size)
     )
@@ -222,28 +80,28 @@ def dump(
     info = info or get(socket.IPPROTO_TCP, uapi.TCP_INFO, uapi.TCP_INFO_SIZE)
     if info[uapi.TCP_INFO_MAX_PACING_RATE] != _NO_RATE:
         shown += plan.pacing
-    owner = fcntl.fcntl(sock.fileno(), uapi.F_GETOWN_EX, _NO_OWNER)
-    if owner != _NO_OWNER:
+    owner = fcntl.fcntl(sock.fileno(), uapi.F_GETOWN_EX, NO_OWNER)
+    if owner != NO_OWNER:
         options.append((FCNTL, uapi.F_SETOWN_EX, owner))
         shown += plan.owner
     if shown:
         for option, default in {one.name: (one, fresh) for one, fresh in shown}.values():
-            if (value := _read(sock, option)) != default:
+            if (value := read(sock, option)) != default:
                 options.append((option.level, option.number, value))
     return options
 
 
 def restore(sock: socket.socket, options: Sequence[Recorded]) -> None:
     """Set what `dump` recorded, but for the late ones. Raises `OSError`."""
-    given = _given()
+    given = dict(_given())
     for level, number, value in options:
-        if (level, number) not in _LATE and given.get((level, number), (None,))[0] != value:
+        key = (level, number)
+        mine = given.pop(key, None)
+        if key not in _LATE and (mine is None or mine[0] != value):
             set_one(sock, level, number, value)
-    if given:
-        recorded = {(level, number) for level, number, _ in options}
-        for key in given.keys() - recorded:
-            if key[0] != socket.IPPROTO_IPV6 or sock.family == socket.AF_INET6:
-                set_one(sock, *key, given[key][1])
+    for key, (_, fixed) in given.items():
+        if key[0] != socket.IPPROTO_IPV6 or sock.family == socket.AF_INET6:
+            set_one(sock, *key, fixed)
 
 
 def set_one(sock: socket.socket, level: int, number: int, value: OptionValue) -> None:
@@ -262,7 +120,7 @@ def set_one(sock: socket.socket, level: int, number: int, value: OptionValue) ->
             sock.setsockopt(level, number, value)
     except OSError:
         # On a socket that is used again it may be so already, and not to be set any more.
-        if _read(sock, BY_NUMBER[level, number]) != value:
+        if read(sock, BY_NUMBER[level, number]) != value:
             raise
 
 
@@ -270,7 +128,7 @@ def _set_by_fcntl(sock: socket.socket, number: int, value: OptionValue) -> None:
     if number == uapi.F_SETFL:
         flags = fcntl.fcntl(sock, uapi.F_GETFL) & ~uapi.O_ASYNC
         fcntl.fcntl(sock, uapi.F_SETFL, flags | (uapi.O_ASYNC if value else 0))
-    elif _read(sock, BY_NUMBER[FCNTL, number]) != value:  # else the owner changes hands
+    elif read(sock, BY_NUMBER[FCNTL, number]) != value:  # else the owner changes hands
         try:
             fcntl.fcntl(sock, number, value)
         except ProcessLookupError:
@@ -287,7 +145,7 @@ def _given() -> dict[tuple[int, int], tuple[OptionValue, OptionValue]]:
         except OSError:
             continue
         with sock:
-            for level, number, value in _plan(family, LISTENING).recorded:
+            for level, number, value in plan_of(family, LISTENING).recorded:
                 fixed = BY_NUMBER[level, number].fixed
                 assert fixed is not None
                 with contextlib.suppress(OSError):  # then nobody can have it here

@@ -34,7 +34,7 @@ _MAX_FORCE = (1 << 30) - 1  # the kernel doubles the value into an int
 
 
 def new_socket(family: int) -> socket.socket:
-    """A socket to restore onto; it may be made, and handed on, before the stream is known.
+    """A socket to restore onto, in repair mode; it may be made before the stream is known.
 
     Raises `OSError`.
     """
@@ -52,6 +52,8 @@ def _make_ready(sock: socket.socket) -> None:
     sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 1)
     # The address is not ours yet; this also lets IPv4 route from it (FLOWI_FLAG_ANYSRC).
     sock.setsockopt(socket.IPPROTO_IP, uapi.IP_TRANSPARENT, 1)  # IPV6_TRANSPARENT is the same
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)  # `restore` begins with it
 
 
 def restore(
@@ -99,6 +101,8 @@ def _socket_address(stream: Stream, host: str, port: int) -> tuple[str | int, ..
 
 
 def _restore_listener(stream: Stream, sock: socket.socket) -> None:
+    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
+    sock.setsockopt(_SOL, uapi.SO_REUSEADDR, 1)  # which that has cleared
     _restore_buffers(stream, sock)
     if stream.mss:
         sock.setsockopt(_TCP, uapi.TCP_MAXSEG, stream.mss)
@@ -123,8 +127,6 @@ def _restore_closed(stream: Stream, sock: socket.socket) -> None:
     """Connected to the loopback address for as long as it takes, until `settle` ends it."""
     room = 4 * len(stream.receive_queue) + _HEADROOM
     sock.setsockopt(_SOL, uapi.SO_RCVBUFFORCE, min(room, _MAX_FORCE))
-    sock.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
-    sock.setsockopt(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     sock.setsockopt(_TCP, uapi.TCP_QUEUE_SEQ, _signed(stream.receive_seq))
     opening.bind(sock, _socket_address(stream, *stream.local))
     if options.device(stream.options):  # which does not reach that address; `settle` sets it again
@@ -162,8 +164,6 @@ def _restore_connection(stream: Stream, sock: socket.socket, boundary: bool) -> 
             _SOL, uapi.SO_RCVBUFFORCE, min(max(room, stream.receive_buffer // 2), _MAX_FORCE)
         )
 
-    set_option(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_ON)
-    set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_RECV_QUEUE)
     set_option(_TCP, uapi.TCP_QUEUE_SEQ, _signed(stream.receive_seq))
     set_option(_TCP, uapi.TCP_REPAIR_QUEUE, uapi.TCP_SEND_QUEUE)
     first = (stream.send_seq - acked_fin(stream.state) - early) & _MASK

@@ -13,6 +13,8 @@ from agent.kernel.syscalls import pidfd_getfd
 from agent.tcp.dumping import was_connected
 
 _PREFIX = "socket:["
+# The numbers: `socket.socket` makes members of enums of them, half a microsecond each
+_family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get__
 
 
 @dataclass(slots=True)
@@ -96,9 +98,9 @@ def _copy(pidfd: int, fd: int, inode: int) -> socket.socket | None:
 
 def is_tcp(sock: socket.socket) -> bool:
     return (
-        sock.family in (socket.AF_INET, socket.AF_INET6)
-        and sock.type == socket.SOCK_STREAM
-        and sock.proto == socket.IPPROTO_TCP
+        sock.proto == socket.IPPROTO_TCP
+        and _type(sock) == socket.SOCK_STREAM
+        and _family(sock) in (socket.AF_INET, socket.AF_INET6)
     )
 
 

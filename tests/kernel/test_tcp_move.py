@@ -135,7 +135,7 @@ def test_every_byte_and_number(
         assert_boundary(before, case)
         if place == "same socket":
             forget(pair.server)
-            move.destination.run(restore, before, pair.server)
+            move.destination.run(restore, before, pair.server, ready=False)
         else:
             abandon(pair.server)
             pair.server = move.destination.run(restore, before)

@@ -20,6 +20,7 @@ from agent.kernel.syscalls import connect_unspecified
 from agent.tcp import options
 from agent.tcp.dumping import dump
 from agent.tcp.option_check import Missing, Sieve, missing
+from agent.tcp.option_readings import FilterStays, plan_of, read
 from agent.tcp.option_table import BY_NAME, CONNECTION, FCNTL, LISTENING, MAX_FILTER
 from agent.tcp.restoring import abandon, release, restore
 from agent.tcp.stream import Stream
@@ -42,7 +43,7 @@ def _other_hosts() -> Iterator[None]:
 
 def forget() -> None:
     """Options remember what this host's fresh sockets have: here it is several hosts."""
-    options._plan.cache_clear()
+    plan_of.cache_clear()
     options._given.cache_clear()
 
 
@@ -76,7 +77,7 @@ def test_a_default_that_a_socket_keeps_for_life(
         if value is not None:
             host.sysctl(sysctl, value)
     with connected(source, client, family) as held:
-        before = options._read(held.server, BY_NAME[name])
+        before = read(held.server, BY_NAME[name])
         other = on(destination, fresh_value, held.server.family, name)
         assert before != other
         image = on(source, dump, held.server)
@@ -84,12 +85,12 @@ def test_a_default_that_a_socket_keeps_for_life(
         destination.add_address("10.99.0.1" if family == 4 else "fd99::1")
         held.server = on(destination, restore, image)
         release(held.server, image)
-        assert options._read(held.server, BY_NAME[name]) == before
+        assert read(held.server, BY_NAME[name]) == before
 
 
 def fresh_value(family: int, name: str) -> options.OptionValue:
     with socket.socket(family, socket.SOCK_STREAM) as sock:
-        return options._read(sock, BY_NAME[name])
+        return read(sock, BY_NAME[name])
 
 
 def test_a_default_that_follows_the_host(trio: tuple[Host, Host, Host], family: int) -> None:
@@ -119,7 +120,7 @@ def test_in_place(pair: tuple[Host, Host], family: int) -> None:
         connect_unspecified(held.server.fileno())
         held.server.setsockopt(_TCP, uapi.TCP_REPAIR, uapi.TCP_REPAIR_OFF_NO_WP)
         held.server.getsockopt(_SOL, socket.SO_ERROR)
-        server.run(restore, image, held.server)
+        server.run(restore, image, held.server, ready=False)
         release(held.server, image)
         after = dump(held.server)
         assert [tuple(one) for one in image.options] == after.options
@@ -163,14 +164,14 @@ def test_a_filter_that_is_too_long(pair: tuple[Host, Host]) -> None:
     program = _DROP_ALL * (MAX_FILTER + 1)
     with connected(*pair, 4) as held:
         socket_filter.attach_filter(held.server, program)
-        with pytest.raises(options.FilterStays, match=str(MAX_FILTER + 1)):
+        with pytest.raises(FilterStays, match=str(MAX_FILTER + 1)):
             dump(held.server)
 
 
 def test_an_ebpf_filter(pair: tuple[Host, Host], family: int) -> None:
     with connected(*pair, family) as held:
         attach_ebpf(held.server)
-        with pytest.raises(options.FilterStays, match="eBPF"):
+        with pytest.raises(FilterStays, match="eBPF"):
             dump(held.server)
         held.server.settimeout(10)
         echo_works(held)  # it is as before
