@@ -10,17 +10,16 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from agent.errors import ProtocolError
 from agent.kernel.syscalls import punch_hole
 from agent.memory.layout import LARGEST, PAGE, is_run
-from agent.memory.pagemaps import LATER, is_map
+from agent.memory.pagemaps import IS_THERE, LATER, is_map, runs, spans
 from agent.memory.ranges import Range
 
 _MOVED = 3  # comes later, too, from elsewhere
-_RUNS = re.compile(b"%c+|%c+" % (LATER, _MOVED))
-_THERE = re.compile(b"[^\0]+")
+_KINDS = re.compile(b"%c+|%c+" % (LATER, _MOVED))
 _BLOCK = PAGE  # pages whose bytes a page of the file has
 _ORIGINS = LARGEST // PAGE  # where the eight bytes of each page begin
 _ENTRY = 8  # bytes
@@ -78,26 +77,37 @@ class Missing:
     def ranges(self, start: int = 0, end: int = LARGEST) -> Iterator[Run]:
         """Start, end and origin of each run of missing pages, by address."""
         run: Run | None = None
-        for first, last, kind in self._runs(_RUNS, start, end):
-            for piece in self._moved(first, last) if kind == _MOVED else [(first, last, first)]:
-                if run and run[1] == piece[0] and piece[2] - run[2] == piece[0] - run[0]:
-                    run = (run[0], piece[1], run[2])
-                    continue
-                if run:
-                    yield run
-                run = piece
+        for piece in self._pieces(start, end):
+            if run and run[1] == piece[0] and piece[2] - run[2] == piece[0] - run[0]:
+                run = (run[0], piece[1], run[2])
+                continue
+            if run:
+                yield run
+            run = piece
         if run:
             yield run
 
+    def _pieces(self, start: int, end: int) -> Iterator[Run]:
+        for address, pages in self._read(start, end):
+            if _MOVED not in pages:  # as good as always, and much faster
+                for first, last in runs(address, pages):
+                    yield first, last, first
+                continue
+            for match in _KINDS.finditer(pages):
+                first, last = (address + at * PAGE for at in match.span())
+                if match[0][0] == _MOVED:
+                    yield from self._moved(first, last)
+                else:
+                    yield first, last, first
+
     def there(self) -> Iterator[Range]:
         """Start and end of what there was of the process, by address, as far as it was told."""
-        for first, last, _ in self._runs(_THERE, 0, LARGEST):
-            yield first, last
+        for address, pages in self._read(0, LARGEST):
+            for first, last in spans(pages.translate(IS_THERE)):
+                yield address + first * PAGE, address + last * PAGE
 
-    def _runs(
-        self, pattern: re.Pattern[bytes], start: int, end: int
-    ) -> Iterator[tuple[int, int, int]]:
-        """Start, end and the first byte of what matches between two addresses."""
+    def _read(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Addresses, and the bytes of the pages from there on, where any are."""
         at, until = start // PAGE, end // PAGE
         while at < until:
             try:
@@ -107,8 +117,7 @@ class Missing:
             data = os.pread(self.fd, min(_AT_ONCE, max(until - at, 0)), at)
             if not data:
                 return
-            for run in pattern.finditer(data):
-                yield (at + run.start()) * PAGE, (at + run.end()) * PAGE, data[run.start()]
+            yield at * PAGE, data
             at += len(data)
 
     def _moved(self, start: int, end: int) -> Iterator[Run]:
@@ -132,14 +141,6 @@ class Missing:
         self.remove(new, new + length)
         for start, end, origin in moved:
             self.add(start - old + new, end - old + new, origin)
-
-    def keep_only(self, ranges: Iterable[Range]) -> None:
-        """Nothing is missing but in these ranges (sorted)."""
-        at = 0
-        for start, end in [*ranges, (LARGEST, LARGEST)]:
-            if start > at and next(self.ranges(at, start), None) is not None:
-                self.remove(at, start)
-            at = max(at, end)
 
 
 def checked_map(address: object, pages: object) -> tuple[int, bytes]:

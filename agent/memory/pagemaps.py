@@ -5,7 +5,6 @@ at the destination yet. No I/O but to ask the kernel.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 from agent.kernel import pagemap
@@ -18,7 +17,6 @@ _FEW = 1024  # runs by which a map is made at once
 _NEAR = 16  # pages that are taken for one, where one of them comes later
 _MANY = 64  # runs from which on they are
 _ENTRY = 8  # bytes a page in /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst)
-_LATER = re.compile(b"%c+" % LATER)
 _STARTS = (bytes([NONE, LATER]), bytes([SENT, LATER]))
 _ALL = bytes([NONE, SENT, LATER])
 
@@ -33,8 +31,8 @@ def _table(protected: int) -> bytes:
 
 
 _TRACKED, _UNTRACKED = _table(SENT), _table(LATER)
-_IS_LATER = bytes(int(one == LATER) for one in range(256))
-_IS_THERE = bytes(int(one != NONE) for one in range(256))
+IS_LATER = bytes(int(one == LATER) for one in range(256))
+IS_THERE = bytes(int(one != NONE) for one in range(256))
 
 
 def is_map(pages: bytes) -> bool:
@@ -74,16 +72,27 @@ def _of_runs(runs: list[tuple[int, int, bool]], start: int, end: int) -> bytes:
     return bytes(pages)
 
 
+def spans(flags: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of ones in a string of zeros and ones."""
+    end = 0
+    while (start := flags.find(1, end)) >= 0:
+        end = flags.find(0, start)
+        if end < 0:
+            end = len(flags)
+        yield start, end
+
+
 def runs(address: int, pages: bytes) -> list[Range]:
     """Start and end of what comes later, of a map from an address on."""
     return [
-        (address + run.start() * PAGE, address + run.end() * PAGE) for run in _LATER.finditer(pages)
+        (address + start * PAGE, address + end * PAGE)
+        for start, end in spans(pages.translate(IS_LATER))
     ]
 
 
 def sent(pages: bytes) -> bytes:
     """The map when all of it was sent."""
-    return pages.translate(_IS_THERE)
+    return pages.translate(IS_THERE)
 
 
 def near(pages: bytes) -> bytes:
@@ -93,7 +102,7 @@ def near(pages: bytes) -> bytes:
         return pages
     size = len(pages)
     length = -(-size // _NEAR) * _NEAR
-    later = pages.translate(_IS_LATER).ljust(length, b"\0")
+    later = pages.translate(IS_LATER).ljust(length, b"\0")
     some = 0
     for one in range(_NEAR):
         some |= int.from_bytes(later[one::_NEAR], "little")
@@ -101,6 +110,6 @@ def near(pages: bytes) -> bytes:
     spread = bytearray(length)
     for one in range(_NEAR):
         spread[one::_NEAR] = blocks
-    there = int.from_bytes(pages.translate(_IS_THERE), "little")
+    there = int.from_bytes(pages.translate(IS_THERE), "little")
     # Byte by byte: 1 where it is there, and 1 more where something near it comes later.
     return (there + (there & int.from_bytes(spread, "little"))).to_bytes(size, "little")

@@ -232,8 +232,8 @@ class Pager:
         for start, end in Missing(listed).there():
             lazy.add(start, end)
         keep_only(store, list(lazy))
-        Missing(listed).keep_only(lazy)
-        self._add(Space(pid, pid, fd, store, listed))
+        some = os.fstat(store).st_blocks > 0
+        self._add(Space(pid, pid, fd, store, listed, here=lazy if some else ()))
 
     def _add(self, space: Space, tell: bool = True) -> None:
         self._spaces[space.fd] = space
@@ -304,6 +304,11 @@ class Pager:
             del self._ends[end]
 
 
+def _space(pid: int, origin: int, *fds: int) -> Space:
+    userfaultfd, store, listed = fds
+    return Space(pid, origin, userfaultfd, store, listed)
+
+
 def main() -> None:
     directory, control, *spaces = sys.argv[1:]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -311,7 +316,7 @@ def main() -> None:
     os.chdir(directory)
     pager = Pager(socket.socket(fileno=int(control)))
     if spaces:
-        pager.go_on([Space(*map(int, one.split(":"))) for one in spaces])
+        pager.go_on([_space(*map(int, one.split(":"))) for one in spaces])
     else:
         pager.await_criu()
     pager.run()

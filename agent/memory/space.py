@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from agent.kernel import userfault
 from agent.kernel.syscalls import punch_hole
@@ -33,15 +33,17 @@ class Buffer:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
 
-def extents(store: int) -> Iterator[Range]:
-    """Start and end of what a sparse file has."""
-    at = 0
-    while True:
+def extents(store: int, first: int = 0, last: int = LARGEST) -> Iterator[Range]:
+    """Start and end of what a sparse file has, in a part of it. Takes time for what there is."""
+    at = first
+    while at < last:
         try:
             start = os.lseek(store, at, os.SEEK_DATA)
         except OSError:  # ENXIO: there is no more
             return
-        at = os.lseek(store, start, os.SEEK_HOLE)
+        if start >= last:
+            return
+        at = min(os.lseek(store, start, os.SEEK_HOLE), last)
         yield start, at
 
 
@@ -57,9 +59,18 @@ def keep_only(store: int, lazy: list[Range]) -> None:
 class Space:
     """The address space behind one userfaultfd."""
 
-    def __init__(self, pid: int, origin: int, fd: int, store: int, missing: int) -> None:
+    def __init__(
+        self,
+        pid: int,
+        origin: int,
+        fd: int,
+        store: int,
+        missing: int,
+        here: Iterable[Range] | None = None,
+    ) -> None:
         """`pid`: 0 where it is not known; `origin`: of the process at the source that has what is
-        `missing`. `store`: its pages, each at its address; what is in neither is zeros."""
+        `missing`. `store`: its pages, each at its address; what is in neither is zeros. `here`:
+        what in all may be in the store (sorted), where that is known without looking."""
         self.pid, self.origin, self.fd, self.store = pid, origin, fd, store
         self._missing = Missing(missing)
         self._awaited = Ranges()
@@ -67,7 +78,7 @@ class Space:
         for start, end, theirs in self._missing.ranges():
             self._awaited.add(start, end)
             self._shifts.add(start - theirs)
-        left, stale = split(extents(store), self._awaited)
+        left, stale = split(extents(store) if here is None else here, self._awaited)
         self._left = Ranges(left)
         self._stale = Ranges(stale)  # in the store, of what is missing: not so any more
         self._touched: list[int] = []  # addresses that somebody waits for
@@ -164,7 +175,11 @@ class Space:
         piece = self._left.first(BUFFER)
         if piece is None:
             return
-        start, end = piece
+        first, last = piece
+        start, end = next(extents(self.store, first, last), (last, last))
+        self._left.cut(first, start)  # zeros: nobody knew
+        if start == end:
+            return
         self._read(self.store, buffer, start, end - start)
         at = start
         try:
@@ -237,13 +252,15 @@ class Space:
         """That of a child, with a store of its own."""
         store = os.memfd_create("streamferry-memory", os.MFD_CLOEXEC)
         for start, end in self._left:
-            self._transfer(store, start, start, end - start, buffer)
+            self._transfer(store, start, end, 0, buffer)
         return Space(0, self.origin, fd, store, self._missing.copy().fd)
 
-    def _transfer(self, store: int, old: int, new: int, length: int, buffer: Buffer) -> None:
-        for at in range(0, length, BUFFER):
-            view = self._read(self.store, buffer, old + at, min(length - at, BUFFER))
-            os.pwrite(store, view, new + at)
+    def _transfer(self, store: int, start: int, end: int, shift: int, buffer: Buffer) -> None:
+        """Copy what a part of the store has to a store, that much further on."""
+        for first, last in extents(self.store, start, end):
+            for at in range(first, last, BUFFER):
+                view = self._read(self.store, buffer, at, min(last - at, BUFFER))
+                os.pwrite(store, view, at + shift)
 
     # --- ranges
 
@@ -258,7 +275,7 @@ class Space:
         moved = self._left.cut(old, old + length)
         self._forget(new, new + length)
         for first, last in moved:
-            self._transfer(self.store, first, first + new - old, last - first, buffer)
+            self._transfer(self.store, first, last, new - old, buffer)
             self._left.add(first + new - old, last + new - old)
         punch_hole(self.store, old, length)
         self._awaited.cut(new, new + length)

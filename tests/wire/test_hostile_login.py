@@ -12,7 +12,14 @@ import pytest
 
 from agent import carrier
 from agent.errors import AgentError, PeerLost
-from agent.image.records import ImageError, ImageTooLarge, ImageTruncated, Record, RecordEncoder
+from agent.image.records import (
+    IMAGE_VERSION,
+    ImageError,
+    ImageTooLarge,
+    ImageTruncated,
+    Record,
+    RecordEncoder,
+)
 from agent.image.seal import KEY_SIZE, Aead
 from agent.link import Link, Relay
 from agent.login import USER, LinkServer, _Session
@@ -106,8 +113,8 @@ async def test_without_a_key_nothing_is_opened_and_it_may_still_be_relayed() -> 
     [
         (b"GET / HTTP/1.1\r\n\r\n" + bytes(40), ImageError),
         (b"SSH-2.0-x\r\n" + bytes(40), ImageError),
-        (b"SF\x03\0" + bytes(4) + b"\xff" * 4 + bytes(16), ImageTooLarge),
-        (b"SF\x03\0" + bytes(7) + b"\x05" + bytes(21), ImageError),
+        (b"SF%c\0" % IMAGE_VERSION + bytes(4) + b"\xff" * 4 + bytes(16), ImageTooLarge),
+        (b"SF%c\0" % IMAGE_VERSION + bytes(7) + b"\x05" + bytes(21), ImageError),
     ],
 )
 async def test_who_has_no_key_gets_no_record_in(said: bytes, error: type[AgentError]) -> None:
