@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.address import AddressError
 from agent.bandwidth import Bandwidth
-from agent.criu.hiding import hideable_of
+from agent.criu.hiding import hideable_of, worth
 from agent.criu.worker import CriuWorker
 from agent.errors import EXIT_IN_DOUBT, AgentError
 from agent.fault import Faults
@@ -47,7 +47,6 @@ from agent.tcp.stream import Stream, format_address
 from agent.tcp.watched import look
 
 _BATCH = 512  # streams
-_LARGE = 64 << 20  # bytes of mappings that CRIU takes longer for than we do to answer it
 _MOST_LEFT = 1000  # paths that are told
 _DUMP_PATIENCE = 60.0  # seconds a dump may still take when it is to be undone
 _IMAGE_LIMIT = 1 << 50  # CRIU writes here, the kernel's own limit holds
@@ -128,9 +127,11 @@ class SourceHost(Host):
         bandwidth = Bandwidth(self._plan.bandwidth)
         self._ahead = ahead = Ahead(link, progress, bandwidth, tracked=later)
         self._opened.callback(ahead.close)
-        if size >= _LARGE and seccomp.known() and not seccomp.filtered(self.pids()):
-            self._hiding = True
-            self._start_worker()
+        pids = self.pids()
+        with contextlib.suppress(OSError):  # one has ended
+            if worth(pids) and seccomp.known() and not seccomp.filtered(pids):
+                self._hiding = True
+                self._start_worker()
         while another(ahead.rounds, self._plan.max_rounds):
             self._tree.refresh()
             await ahead.round(self._tree.pidfds)
@@ -259,7 +260,10 @@ class SourceHost(Host):
         watched = None
         if len(self._sockets) >= MANY and self._can_be_placed():
             watched = look(self._descriptors, self._sockets)
-        if self._trusting and (watched is None or not watched.sound):
+        # CRIU with a filter cannot suspend another's, which somebody may have got meanwhile.
+        plain = (self._trusting or self._hiding) and seccomp.filtered(self._tree.pids)
+        if plain or (self._trusting and (watched is None or not watched.sound)):
+            self._hiding = self._hiding and not plain
             self._start_worker()
             note(**self.about_worker)
         hidden = {}

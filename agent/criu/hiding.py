@@ -12,25 +12,26 @@ import contextlib
 import os
 import re
 import select
+import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from agent.criu.images import mappings
+from agent.criu.images import lazy_mappings
 from agent.errors import AgentError
 from agent.kernel import pagemap, proc, seccomp
+from agent.kernel.syscalls import read_memory
 from agent.memory.layout import PAGE, anonymous
 from agent.memory.ranges import Range
 
 LEAST = 16 << 20  # bytes of a mapping; threads' stacks are smaller
 _PAGEMAP = re.compile(r"/(\d+)/pagemap$")
 _MOST_THREADS = 1000
+_GOES_THROUGH, _ASKS = 0.1 / (800 << 20), 0.0003  # seconds a byte, and a question
+_SWITCH = 0.0001  # seconds that the agent's other thread may keep Python to itself
 _WALK_END = 32  # offset in struct pm_scan_arg
 _PATIENCE = 10.0  # seconds for us to know what is hidden
-# criu/include/vma.h, vma_entry_can_be_lazy(): MAP_PRIVATE and MAP_ANONYMOUS, but not MAP_LOCKED and
-# MAP_HUGETLB; VMA_AREA_VSYSCALL, _VDSO, _VVAR
-_WANTED, _UNWANTED, _SPECIAL = 0x02 | 0x20, 0x2000 | 0x40000, 1 << 2 | 1 << 3 | 1 << 12
 
 
 class NotLazy(AgentError):
@@ -50,11 +51,23 @@ def hideable(pid: int) -> dict[Range, list[int]]:
     tids = proc.threads(pid)
     if len(tids) > _MOST_THREADS:
         return {}
-    pointers = [_stack_pointer(pid, tid) // PAGE * PAGE for tid in tids]
+    pointers = sorted({_stack_pointer(pid, tid) // PAGE * PAGE for tid in tids})
     return {
-        (start, end): sorted({one for one in pointers if start <= one < end})
+        (start, end): pointers[bisect_left(pointers, start) : bisect_left(pointers, end)]
         for start, end in large
     }
+
+
+def worth(pids: Iterable[int]) -> bool:
+    """Whether CRIU takes longer to go through the large mappings of these processes than to ask us
+    of each mapping that there is. Raises `OSError` where one has ended."""
+    large = asked = 0
+    for pid in pids:
+        for one in proc.maps(pid):
+            asked += 1
+            if not one.inode and one.end - one.start >= LEAST:
+                large += one.end - one.start
+    return large * _GOES_THROUGH > asked * _ASKS
 
 
 def hideable_of(pids: Iterable[int]) -> dict[int, dict[Range, list[int]]]:
@@ -84,6 +97,8 @@ class Hiding:
         self._known = threading.Event()
         self._answered: list[tuple[int, int, int]] = []  # PID, start and end
         self._stop, self._stopped = os.pipe2(os.O_CLOEXEC)
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -96,11 +111,7 @@ class Hiding:
         """Whether CRIU took for lazy what it was told has no pages. Raises `NotLazy`, `OSError`,
         `ImageError`."""
         for pid in {one[0] for one in self._answered}:
-            lazy = {
-                (one.start, one.end)
-                for one in mappings((images / f"mm-{pid}.img").read_bytes())
-                if _is_lazy(one)
-            }
+            lazy = set(lazy_mappings((images / f"mm-{pid}.img").read_bytes()))
             if not lazy.issuperset(one[1:] for one in self._answered if one[0] == pid):
                 raise NotLazy(pid=pid)
 
@@ -111,6 +122,7 @@ class Hiding:
             self._stopped = -1
             self._known.set()
             self._thread.join()
+            sys.setswitchinterval(self._interval)
             os.close(self._stop)
             os.close(self._listener)
 
@@ -126,38 +138,32 @@ class Hiding:
                 return
             with contextlib.suppress(OSError):  # it was killed meanwhile
                 notice = seccomp.receive(self._listener)
-                seccomp.answer(self._listener, notice, self._answer(notice))
+                value = None
+                with contextlib.suppress(Exception):  # CRIU would wait for ever
+                    value = self._answer(notice)
+                seccomp.answer(self._listener, notice, value)
 
     def _answer(self, notice: seccomp.Notice) -> int | None:
-        """What to say to a scan; None: the truth."""
+        """What to say to a scan; None: the truth. Raises `OSError`."""
         fd, _, address, *_ = notice.arguments
-        with contextlib.suppress(OSError):
-            match = _PAGEMAP.search(os.readlink(f"/proc/{notice.pid}/fd/{fd}"))
-            if match is None:
+        argument = read_memory(notice.pid, [(address, address + pagemap.ARGUMENT.size)])
+        _, _, start, end, _, regions, _, _, _, _, any_of, _ = pagemap.ARGUMENT.unpack(argument)
+        if any_of != pagemap.THERE or end - start < LEAST:
+            return None
+        match = _PAGEMAP.search(os.readlink(f"/proc/{notice.pid}/fd/{fd}"))
+        self._known.wait(_PATIENCE)
+        pid = int(match[1]) if match is not None else 0
+        kept = self._hidden.get(pid, {}).get((start, end))
+        if kept is None:
+            return None
+        with _memory(notice.pid) as memory:
+            if not seccomp.waits(self._listener, notice):  # its PID is another's by now
                 return None
-            with _memory(notice.pid) as memory:
-                argument = os.pread(memory, pagemap.ARGUMENT.size, address)
-                _, _, start, end, _, regions, _, _, _, _, any_of, _ = pagemap.ARGUMENT.unpack(
-                    argument
-                )
-                if any_of != pagemap.THERE or end - start < LEAST:
-                    return None
-                self._known.wait(_PATIENCE)
-                pid = int(match[1])
-                kept = self._hidden.get(pid, {}).get((start, end))
-                if kept is None:
-                    return None
-                found = [pagemap.REGION.pack(one, one + PAGE, pagemap.THERE) for one in kept]
-                os.pwrite(memory, b"".join(found), regions)
-                os.pwrite(memory, end.to_bytes(8, "little"), address + _WALK_END)
-                self._answered.append((pid, start, end))
-                return len(kept)
-        return None
-
-
-def _is_lazy(one: Any) -> bool:
-    flags = one.flags
-    return flags & _WANTED == _WANTED and not flags & _UNWANTED and not one.status & _SPECIAL
+            found = [pagemap.REGION.pack(one, one + PAGE, pagemap.THERE) for one in kept]
+            os.pwrite(memory, b"".join(found), regions)
+            os.pwrite(memory, end.to_bytes(8, "little"), address + _WALK_END)
+        self._answered.append((pid, start, end))
+        return len(kept)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from agent.criu import messages
 from agent.image.records import ImageError
 from agent.memory.layout import PAGE
+from agent.memory.ranges import Range
 
 # criu/include/magic.h
 _IMG_COMMON_MAGIC = 0x54564319
@@ -22,6 +23,9 @@ _FDINFO_MAGIC = 0x56213732
 _PAGEMAP_MAGIC = 0x56084025
 _IDS_MAGIC = 0x54432030
 _MM_MAGIC = 0x57492820
+# criu/include/vma.h, vma_entry_can_be_lazy(): MAP_PRIVATE and MAP_ANONYMOUS, but not MAP_LOCKED and
+# MAP_HUGETLB; VMA_AREA_VSYSCALL, _VDSO, _VVAR
+_WANTED, _UNWANTED, _SPECIAL = 0x02 | 0x20, 0x2000 | 0x40000, 1 << 2 | 1 << 3 | 1 << 12
 _MAGICS = struct.Struct("=II")
 _SIZE = struct.Struct("=I")
 
@@ -51,23 +55,45 @@ def entries(image: bytes, head: bytes, name: str) -> Iterator[bytes]:
         offset += size
 
 
-def lazy_ranges(image: bytes) -> list[tuple[int, int]]:
+def lazy_ranges(image: bytes) -> list[Range]:
     """Start and end of what a pagemap-N.img leaves to be restored lazily, by address.
 
     Raises `ImageError`.
     """
-    found: list[tuple[int, int]] = []
+    return [one for one, lazy in _pages(image) if lazy]
+
+
+def restored_ranges(image: bytes) -> list[Range]:
+    """Of what CRIU restores itself. Raises `ImageError`."""
+    return [one for one, lazy in _pages(image) if not lazy]
+
+
+def _pages(image: bytes) -> list[tuple[Range, bool]]:
+    found = []
     rows = entries(image, _MAGICS.pack(_IMG_COMMON_MAGIC, _PAGEMAP_MAGIC), "pagemap.img")
     next(rows, None)  # the head
     for data in rows:
         entry = messages.PagemapEntry.FromString(data)
-        if entry.flags & messages.PE_LAZY:
-            pages = entry.nr_pages or entry.compat_nr_pages
-            found.append((entry.vaddr, entry.vaddr + pages * PAGE))
+        pages = entry.nr_pages or entry.compat_nr_pages
+        one = (entry.vaddr, entry.vaddr + pages * PAGE)
+        found.append((one, bool(entry.flags & messages.PE_LAZY)))
     return sorted(found)
 
 
-def mappings(image: bytes) -> list[Any]:
+def lazy_mappings(image: bytes) -> list[Range]:
+    """The mappings of an mm-PID.img in which CRIU leaves pages to whoever serves them, by address.
+
+    Raises `ImageError`.
+    """
+    return sorted((one.start, one.end) for one in _mappings(image) if _is_lazy(one))
+
+
+def _is_lazy(one: Any) -> bool:
+    flags = one.flags
+    return flags & _WANTED == _WANTED and not flags & _UNWANTED and not one.status & _SPECIAL
+
+
+def _mappings(image: bytes) -> list[Any]:
     """The mappings of a process, of an mm-PID.img. Raises `ImageError`."""
     for data in entries(image, _MAGICS.pack(_IMG_COMMON_MAGIC, _MM_MAGIC), "mm.img"):
         return list(messages.Mm.FromString(data).vmas)

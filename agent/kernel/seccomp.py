@@ -36,6 +36,7 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _INSTRUCTION = struct.Struct("=HBBI")
 
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV, _SEND
+_ID_VALID = 0x40082102  # SECCOMP_IOCTL_NOTIF_ID_VALID
 _NOTICE = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif
 _ANSWER = struct.Struct("=QqiI")  # struct seccomp_notif_resp
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
@@ -77,7 +78,8 @@ class Filter:
             if fd >= 0:  # else there is one already, of a container's runtime
                 socket.send_fds(self._theirs, [b"\0"], [fd])
                 return
-        prctl(_PR_SET_SECCOMP, _MODE_FILTER, self._plain.address)
+        with contextlib.suppress(OSError):  # then the kernel answers all
+            prctl(_PR_SET_SECCOMP, _MODE_FILTER, self._plain.address)
 
     def listener(self) -> int | None:
         """Where its scans are told, once the child is there; None where they are not. For once."""
@@ -128,6 +130,15 @@ def receive(listener: int) -> Notice:
     fcntl.ioctl(listener, _RECEIVE, found)
     number, pid, _, _, _, _, *arguments = _NOTICE.unpack(found)
     return Notice(number, pid, tuple(arguments))
+
+
+def waits(listener: int, notice: Notice) -> bool:
+    """Whether the call still waits, so that its PID is whom we think."""
+    try:
+        fcntl.ioctl(listener, _ID_VALID, notice.id.to_bytes(8, "little"))
+    except OSError:
+        return False
+    return True
 
 
 def answer(listener: int, notice: Notice, value: int | None) -> None:

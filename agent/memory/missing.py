@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from agent.errors import ProtocolError
 from agent.kernel.syscalls import punch_hole
@@ -141,6 +141,14 @@ class Missing:
         self.remove(new, new + length)
         for start, end, origin in moved:
             self.add(start - old + new, end - old + new, origin)
+
+    def keep_only(self, ranges: Iterable[Range]) -> None:
+        """Nothing is missing but in these ranges (sorted)."""
+        at = 0
+        for start, end in [*ranges, (LARGEST, LARGEST)]:
+            if start > at and next(self.ranges(at, start), None) is not None:
+                self.remove(at, start)
+            at = max(at, end)
 
 
 def checked_map(address: object, pages: object) -> tuple[int, bytes]:

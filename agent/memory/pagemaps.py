@@ -12,7 +12,7 @@ from agent.memory.layout import PAGE
 from agent.memory.ranges import Range
 
 NONE, SENT, LATER = 0, 1, 2  # not there; there, and sent; there, and comes later
-MOST = 1 << 18  # pages of a map
+MOST = 1 << 16  # pages of a map
 _FEW = 1024  # runs by which a map is made at once
 _NEAR = 16  # pages that are taken for one, where one of them comes later
 _MANY = 64  # runs from which on they are
@@ -58,8 +58,8 @@ def look(fd: int, start: int, end: int, *, tracked: bool) -> Iterator[tuple[int,
             size = (until - start) // PAGE * _ENTRY
             pages = os.pread(fd, size, start // PAGE * _ENTRY)[_ENTRY - 1 :: _ENTRY]
             pages = pages.translate(table)
-        if any(pages):
-            yield start, pages
+        if body := pages.strip(b"\0"):
+            yield start + (len(pages) - len(pages.lstrip(b"\0"))) * PAGE, body
         start = until
 
 

@@ -42,13 +42,13 @@ from typing import Any
 
 import msgpack
 
-from agent.criu.images import lazy_ranges
+from agent.criu.images import lazy_mappings, lazy_ranges, restored_ranges
 from agent.kernel.userfault import Busy, Gone
 from agent.memory import missing
 from agent.memory.arrivals import Arrivals
 from agent.memory.layout import PAGE
 from agent.memory.missing import Missing
-from agent.memory.ranges import Ranges
+from agent.memory.ranges import Range, Ranges, split
 from agent.memory.space import Buffer, Space, keep_only
 from agent.memory.store import file_name
 
@@ -227,13 +227,23 @@ class Pager:
     def _begin(self, pid: int, fd: int) -> None:
         store = os.open(file_name(pid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         listed = os.open(missing.file_name(pid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # What CRIU's image has of it, and what it was told nothing of (`agent.criu.hiding`).
-        lazy = Ranges(lazy_ranges(Path(f"pagemap-{pid}.img").read_bytes()))
-        for start, end in Missing(listed).there():
-            lazy.add(start, end)
-        keep_only(store, list(lazy))
+        lazy = self._lazy(pid, Missing(listed))
+        keep_only(store, lazy)
+        Missing(listed).keep_only(lazy)
         some = os.fstat(store).st_blocks > 0
         self._add(Space(pid, pid, fd, store, listed, here=lazy if some else ()))
+
+    @staticmethod
+    def _lazy(pid: int, listed: Missing) -> list[Range]:
+        """What CRIU leaves to us: as its image has it, and of what was told us (of which it was
+        told nothing, see `agent.criu.hiding`) what it has not restored itself."""
+        image = Path(f"pagemap-{pid}.img").read_bytes()
+        mapped = lazy_mappings(Path(f"mm-{pid}.img").read_bytes())
+        told = split(split(listed.there(), mapped)[1], restored_ranges(image))[0]
+        lazy = Ranges(lazy_ranges(image))
+        for start, end in told:
+            lazy.add(start, end)
+        return list(lazy)
 
     def _add(self, space: Space, tell: bool = True) -> None:
         self._spaces[space.fd] = space

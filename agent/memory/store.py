@@ -19,7 +19,7 @@ from agent.kernel.syscalls import punch_hole
 from agent.memory import missing
 from agent.memory.layout import PAGE, is_run
 from agent.memory.missing import Missing, checked_map
-from agent.memory.pagemaps import LATER
+from agent.memory.pagemaps import LATER, NONE
 from agent.plan import checked_pid
 
 MAX_RUNS = 1 << 16  # of a record
@@ -42,6 +42,7 @@ class PageStores:
         self._lists: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._maps: dict[int, int] = {}
+        self._there = 0  # bytes of pages that were told of
         self.owed = False  # something is missing
 
     def take(self, record: Record) -> int:
@@ -77,6 +78,9 @@ class PageStores:
             fd = self._file(self._lists, pid, missing.file_name(pid))
             Missing(fd).mark(address, pages)
             self._maps[pid] = os.fstat(fd).st_blocks * _BLOCK
+        self._there += (len(pages) - pages.count(NONE)) * PAGE
+        if self._there > self._limit:  # each may be a range by itself
+            raise ImageTooLarge(length=self._there, limit=self._limit)
         self._keep_to_limit()
         self.owed = self.owed or LATER in pages
 

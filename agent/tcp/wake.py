@@ -25,7 +25,7 @@ _POLL_SLOW = 0.01
 # Seconds after the release at which a stream that has not answered is probed again. A peer
 # answers out-of-window segments at most every 0.5 s (tcp_invalid_ratelimit), so more is no use.
 _PROBES_AT = (0.05, 0.2, 0.6, 1.2)
-_GIVE_UP = 1.8
+GIVE_UP = 1.8
 _AT_ONCE = 64  # probes before others have their turn
 NO_ANSWER = -1.0
 _NOT_ASLEEP = {uapi.TCP_FIN_WAIT2, uapi.TCP_SYN_SENT}
@@ -126,7 +126,7 @@ def steps(streams: list[Waking]) -> Iterator[float]:
             waking.look()
         asleep = [waking for waking in asleep if not waking.awake]
         elapsed = time.monotonic() - start
-        if not asleep or elapsed > _GIVE_UP:
+        if not asleep or elapsed > GIVE_UP:
             return
         if probes and elapsed > probes[0]:
             probes.pop(0)

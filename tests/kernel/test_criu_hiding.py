@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from agent.criu.hiding import LEAST, Hiding, NotLazy, hideable
 from agent.freeze import thread_states
 from agent.kernel.seccomp import Filter
 from tests.support.memory import PAGE, Subject, address, subject, until
+from tests.unit.test_criu_images import MM, image
 
 # It maps SIZE bytes twice, one right after the other, and has written to some pages of both.
 _ASKS = """
@@ -132,8 +132,7 @@ def _image(path: Path, *mappings: tuple[int, int, int, int]) -> None:
     entry = messages.Mm()
     for start, end, flags, status in mappings:
         entry.vmas.add(start=start, end=end, flags=flags, status=status)
-    data = entry.SerializeToString()
-    path.write_bytes(struct.pack("=III", 0x54564319, 0x57492820, len(data)) + data)
+    path.write_bytes(image(MM, entry.SerializeToString()))
 
 
 @pytest.mark.parametrize(("flags", "status", "lazy"), [

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.memory import MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, address, page, pages
 from tests.support.pagers import ZEROS
-from tests.support.post_copy import away
+from tests.support.post_copy import Away, away
 
 COUNT = 3000
 
@@ -126,6 +126,55 @@ async def test_pages_of_zeros_go_without_data() -> None:
             await one.complete(filling)
             assert sum(len(record["data"]) for record in end.other.sent) == 10 * 4096
         assert await one.read(0, 1000) == 300 * ZEROS + pages(300, 10) + 690 * ZEROS
+
+
+_HALF = 64  # pages
+
+
+async def half_locked(one: Away) -> None:
+    """Half of its pages may not be paged out: CRIU has restored them, though we were told of all
+    that there is."""
+    one.source.map(0, 2 * _HALF)
+    one.source.write(0, pages(0, 2 * _HALF))
+    one.process.map(0, 2 * _HALF)
+    one.process.write(_HALF, pages(_HALF, _HALF))
+    one.owe((0, 2 * _HALF))
+    one.site.image((0, _HALF), there=((_HALF, _HALF),))
+    await one.site.restore((0, _HALF))
+    one.site.paging.fill()
+
+
+async def test_what_criu_has_restored_does_not_come_again() -> None:
+    async with away(0) as one:
+        await half_locked(one)
+        async with one.link() as (end, filling):
+            await one.complete(filling)
+            assert sum(len(record["data"]) for record in end.other.sent) == _HALF * 4096
+        assert await one.read(0, 2 * _HALF) == pages(0, 2 * _HALF)
+
+
+async def test_what_grows_to_where_something_was_locked_is_empty() -> None:
+    async with away(0) as one:
+        await half_locked(one)
+        one.process.do("munmap", address(_HALF), _HALF * 4096)
+        one.process.do("mremap", address(0), _HALF * 4096, 2 * _HALF * 4096, 0, 0)
+        async with one.link() as (_, filling):
+            await one.complete(filling)
+            assert await one.read(0, 2 * _HALF) == pages(0, _HALF) + _HALF * ZEROS
+
+
+async def test_what_criu_was_told_nothing_of_comes() -> None:
+    async with away(0) as one:
+        one.source.map(0, 1000)
+        one.source.write(0, pages(0, 1000, 1))
+        one.process.map(0, 1000)
+        one.owe((0, 600))
+        one.site.image(hidden=((0, 1000),))
+        await one.site.restore((0, 1000))
+        one.site.paging.fill()
+        async with one.link() as (_, filling):
+            await one.complete(filling)
+        assert await one.read(0, 1000) == pages(0, 600, 1) + 400 * ZEROS
 
 
 async def test_it_ends_meanwhile() -> None:

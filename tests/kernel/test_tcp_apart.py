@@ -95,6 +95,42 @@ def test_it_reads_into_memory_that_is_missing(
         echo_works(held)
 
 
+def test_another_connection_ends_meanwhile(
+    pair: tuple[Host, Host], family: int, place: tuple[int, int]
+) -> None:
+    """Its peer hears of it, though who has a copy of its socket waits for the first."""
+    server, client = pair
+    fd, address = place
+    with contextlib.ExitStack() as held:
+        first, other = (held.enter_context(connected(server, client, family)) for _ in range(2))
+        waking = [begin(server, first), begin(server, other)]
+
+        def let_go() -> None:
+            for one in (first.server, other.server, *(one.sock for one in waking)):
+                one.close()
+            time.sleep(2 * _LET_GO)
+            userfault.zero(fd, address, PAGE)
+
+        buffer = ctypes.c_void_p(address)
+        reading = asyncio.to_thread(ctypes.CDLL(None).recv, first.server.fileno(), buffer, 5, 0)
+
+        async def run() -> None:
+            read = asyncio.ensure_future(reading)
+            first.client.sendall(b"hello")
+            await until(lambda: select.select([fd], [], [], 0)[0])
+            await apart.wake(waking)
+            assert not waking[0].awake
+            other.server.close()
+            other.client.settimeout(_LET_GO)
+            assert other.client.recv(1) == b""
+            assert not read.done()
+            userfault.zero(fd, address, PAGE)
+            await read
+
+        with child(let_go):
+            asyncio.run(run())
+
+
 def test_nothing_of_ours_lives_on_in_the_child(pair: tuple[Host, Host], family: int) -> None:
     server, client = pair
     ours, theirs = socket.socketpair()

@@ -60,7 +60,7 @@ def test_many_peers_that_answer(pair: tuple[Host, Host], family: int) -> None:
         asyncio.run(wake(waking))
         assert all(one.awake and one.sock.fileno() == -1 for one in waking)
         for report in (one.report() for one in waking):
-            assert report["probes"] >= 1 and 0 < report["wake_ms"] < wake_module._GIVE_UP * 1000
+            assert report["probes"] >= 1 and 0 < report["wake_ms"] < wake_module.GIVE_UP * 1000
             assert client.address(family) in report["remote"]
         assert min(one.probes for one in waking) == 1
         for one in pairs:
@@ -86,7 +86,7 @@ def test_a_peer_that_is_gone(
 ) -> None:
     """It stays without an answer, within the bound; the others are not kept waiting."""
     monkeypatch.setattr(wake_module, "_PROBES_AT", (0.01, 0.05, 0.1))
-    monkeypatch.setattr(wake_module, "_GIVE_UP", 0.3)
+    monkeypatch.setattr(wake_module, "GIVE_UP", 0.3)
     server, client = pair
     with connected(server, client, family) as held, connected(server, client, family) as well:
         answered = begin(server, well)
@@ -109,7 +109,7 @@ def _looked(waking: Waking) -> bool:
 
 
 def test_the_bound_is_below_two_seconds() -> None:
-    assert max(wake_module._PROBES_AT) < wake_module._GIVE_UP < 2
+    assert max(wake_module._PROBES_AT) < wake_module.GIVE_UP < 2
 
 
 def test_a_peer_that_has_forgotten(pair: tuple[Host, Host], family: int) -> None:

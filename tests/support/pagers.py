@@ -6,19 +6,29 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.criu import messages
 from agent.memory.paging import Paging
 from agent.memory.store import PageStores
 from tests.support.memory import DEADLINE, PAGE, Subject, address, memory_directory, pages, subject
-from tests.unit.test_criu_images import LAZY, PAGEMAP, PRESENT, image, message
+from tests.unit.test_criu_images import LAZY, MM, PAGEMAP, PRESENT, image, message
 
 ZEROS = bytes(PAGE)
+_LAZY, _LOCKED = 0x22, 0x2022  # MAP_PRIVATE | MAP_ANONYMOUS, and MAP_LOCKED
 
 
-def pagemap(*lazy: tuple[int, int], there: tuple[tuple[int, int], ...] = ()) -> bytes:
+def mappings(rows: Sequence[tuple[tuple[int, int], int]]) -> bytes:
+    """An mm.img of mappings: first page, pages; flags."""
+    entry = messages.Mm()
+    for (first, count), flags in rows:
+        entry.vmas.add(start=address(first), end=address(first + count), flags=flags, status=1)
+    return image(MM, entry.SerializeToString())
+
+
+def pagemap(*lazy: tuple[int, int], there: Sequence[tuple[int, int]] = ()) -> bytes:
     """A pagemap-N.img: (first page, pages) of what is lazy, and of what is in the images."""
     entries = [message((1, 1))]  # the head: pages_id
     for flags, ranges in ((LAZY, lazy), (PRESENT, there)):
@@ -57,9 +67,19 @@ class Site:
         self.send(0, pages(0, count))
         self.image((0, count))
 
-    def image(self, *lazy: tuple[int, int], **more: Any) -> None:
+    def image(
+        self,
+        *lazy: tuple[int, int],
+        there: Sequence[tuple[int, int]] = (),
+        hidden: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """CRIU's: pages that it leaves to the pager, those that it restores of what may not be
+        paged out, and mappings that it has seen no pages of."""
         path = self.directory / f"pagemap-{self.process.pid}.img"
-        path.write_bytes(pagemap(*lazy, **more))
+        path.write_bytes(pagemap(*lazy, there=there))
+        rows = [(one, _LAZY) for one in (*lazy, *hidden)] + [(one, _LOCKED) for one in there]
+        path = self.directory / f"mm-{self.process.pid}.img"
+        path.write_bytes(mappings(rows))
 
     async def ready(self, *registered: tuple[int, int]) -> None:
         """The pager listens, and the process has connected; (first page, pages) are lazy in it."""

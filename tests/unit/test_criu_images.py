@@ -13,11 +13,12 @@ from agent.criu import messages
 from agent.criu.images import inherit_key, lazy_ranges, rewrite_fdinfo, rewrite_files
 from agent.image.records import ImageError
 
-COMMON, FILES, FDINFO, PAGEMAP = (
+COMMON, FILES, FDINFO, PAGEMAP, MM = (
     0x54564319,
     0x56303138,
     0x56213732,
     0x56084025,
+    0x57492820,
 )  # criu/include/magic.h
 REG, INETSK, UNIX = 1, 4, 5  # enum fd_types, images/fdinfo.proto
 

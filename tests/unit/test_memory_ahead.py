@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent import source
+from agent import source, source_host
 from agent.bandwidth import Bandwidth
 from agent.custody import Custody
 from agent.image.records import CHUNK, MAX_BODY, RecordDecoder, RecordEncoder
@@ -231,6 +231,8 @@ async def test_who_has_too_much_mapped_goes_at_once(
     FakeReader.script = {1: [[]]}
     host = host_with(memory_mode=PRE_COPY, max_rounds=1, max_blackout=3, may_follow=may_follow)
     monkeypatch.setattr(host, "_start_worker", lambda: None)
+    monkeypatch.setattr(source_host, "worth", lambda pids: True)
+    monkeypatch.setattr(source_host.seccomp, "filtered", lambda pids: False)
     with contextlib.nullcontext() if mode else pytest.raises(MappedTooLarge, match="1024 GiB"):
         await host.copy_ahead(link, lambda: None)
     assert host.memory_mode == (mode or PRE_COPY)

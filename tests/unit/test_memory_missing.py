@@ -16,7 +16,7 @@ from agent.memory.pagemaps import MOST
 
 BASE = 0x10_0000_0000
 _STEP = st.tuples(
-    st.sampled_from(["add", "remove", "move"]),
+    st.sampled_from(["add", "remove", "move", "keep"]),
     st.integers(0, 1500), st.integers(1, 700), st.integers(0, 1500),
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_it_is_what_a_dictionary_would_be(steps: list[tuple[str, int, int, int]]
             missing.remove(at(first), at(end))
             for one in inside:
                 del known[one]
-        else:
+        elif what == "move":
             if abs(first - other) < count:  # the kernel moves to where it was not
                 continue
             missing.move(at(first), at(other), count * PAGE)
@@ -62,6 +62,9 @@ def test_it_is_what_a_dictionary_would_be(steps: list[tuple[str, int, int, int]]
             for one in [one for one in known if at(other) <= one < at(other + count)]:
                 del known[one]
             known.update(moved)
+        else:
+            missing.keep_only([(at(first), at(end))])
+            known = {one: known[one] for one in inside}
         assert contents(missing) == known
         some = {one: origin for one, origin in known.items() if at(200) <= one < at(900)}
         assert contents(missing, 200, 900) == some

@@ -92,8 +92,11 @@ def test_the_images_say_which_pages_are_left(agent: Agent, monkeypatch: pytest.M
         monkeypatch.chdir(directory)
         (directory / "memory-7").write_bytes(pages(0, 10))
         monkeypatch.setattr(module, "lazy_ranges", lambda image: [(2 * PAGE, 4 * PAGE)])
+        monkeypatch.setattr(module, "restored_ranges", lambda image: [])
+        monkeypatch.setattr(module, "lazy_mappings", lambda image: [])
         for pid in (7, 8):
             (directory / f"pagemap-{pid}.img").write_bytes(b"")
+            (directory / f"mm-{pid}.img").write_bytes(b"")
             watched, other = os.pipe()  # in place of a userfaultfd
             agent.pager._begin(pid, watched)
             os.close(other)

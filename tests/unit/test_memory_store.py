@@ -278,3 +278,12 @@ def test_any_ranges(ranges: list[tuple[int, int]]) -> None:
     assert found == sorted(
         {one for first, count in ranges for one in range(first, first + count)} & set(range(40))
     )
+
+
+def test_maps_of_no_more_pages_than_allowed(stores: PageStores) -> None:
+    """Each may be a range by itself to whoever goes through them."""
+    for first in (0, 100):
+        stores.owe({"pid": 7, "address": first * PAGE, "map": bytes([1, 0]) * 50})
+    assert not stores.owed
+    with pytest.raises(ImageTooLarge):
+        stores.owe({"pid": 7, "address": 0, "map": bytes([1])})

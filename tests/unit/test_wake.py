@@ -116,7 +116,7 @@ def test_segments_of_our_own_are_no_answer() -> None:
 
 def test_probes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wake_module, "_PROBES_AT", (0.0, 0.001, 0.002))
-    monkeypatch.setattr(wake_module, "_GIVE_UP", 0.1)
+    monkeypatch.setattr(wake_module, "GIVE_UP", 0.1)
     one = waking(LOCAL, REMOTE)
     segments(one, 0)
     asyncio.run(wake([one]))
