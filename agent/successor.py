@@ -84,6 +84,11 @@ def _nothing_in(path: Path) -> bool:
         return next(Missing(file.fileno()).ranges(), None) is None
 
 
+def _lives(pid: int, born: int) -> bool:
+    """Whether this very process does: one that was killed is there until its parent has asked."""
+    return proc.born(pid) == born and not set(thread_states(pid).values()) <= {"Z", "X"}
+
+
 class Successor:
     """One role's actions on this host. Blocks; not for the blackout."""
 
@@ -111,10 +116,10 @@ class Successor:
         if not self.same_boot:
             return []
         if (births := self._facts.get("births")) is not None:  # what was frozen, or restored
-            return [pid for pid, when in births if when and proc.born(pid) == when]
+            return [pid for pid, when in births if when and _lives(pid, when)]
         if self._role == SOURCE:
             born = self._facts.get("born")
-            return self._members() if born and proc.born(self.plan.pid) == born else []
+            return self._members() if born and _lives(self.plan.pid, born) else []
         began = self._history.entered("restoring")
         since = int(began.facts.get("ticks", 0)) if began is not None else 0
         return [pid for pid in self.plan.tree if since and proc.born(pid) >= since]
@@ -160,9 +165,7 @@ class Successor:
         """It holds the process by its parasite while it dumps, and is its parent in a restore."""
         worker, started = self._facts.get("worker", 0), self._facts.get("worker_born", 0)
         deadline = time.monotonic() + _CRIU_PATIENCE
-        while worker and started and proc.born(worker) == started and time.monotonic() < deadline:
-            if set(thread_states(worker).values()) <= {"Z", "X"}:
-                break
+        while worker and started and _lives(worker, started) and time.monotonic() < deadline:
             time.sleep(_POLL)
 
     def thaw(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -15,6 +16,13 @@ import pytest
 from tests.support import netns
 
 NO_SKIPS = "STREAMFERRY_NO_SKIPS"
+
+
+def pytest_configure() -> None:
+    """A shell starts what is in its background with SIGINT ignored, and so what that starts: what
+    the tests interrupt would not be."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache

@@ -81,6 +81,16 @@ def test_a_later_process_with_its_pid_is_not_the_copy(
     assert sleeper.poll() is None
 
 
+@pytest.mark.parametrize("role", [SOURCE, DESTINATION])
+def test_one_that_was_killed_does_not_live_until_its_parent_asks(
+    sleeper: subprocess.Popen[bytes], role: str
+) -> None:
+    copy = successor(role, sleeper.pid, births=[[sleeper.pid, proc.born(sleeper.pid)]])
+    copy.kill()
+    assert proc.born(sleeper.pid)  # a zombie: its parent is this test
+    assert copy.living == []
+
+
 def test_a_tree_whose_killing_was_cut_short_is_found_whole() -> None:
     """By its members; and the root, which leads to them, is killed last."""
     script = "sleep 1000 & echo $!; wait"

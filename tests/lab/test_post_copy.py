@@ -128,6 +128,7 @@ def test_the_source_restarts_meanwhile(lab: Lab, redis: int, data: str) -> None:
     with lab.without_power("src"):
         pass
     migration = lab.end_migrate(process, 150)
+    assert migration.result["error"], (migration.result, migration.stderr)
     assert (migration.status, migration.result["error"]["code"]) == (1, "copy-lost")
     assert not any(lab.alive(host, redis) for host in HOSTS)
     assert SERVICE in lab.addresses("dst")
