@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,20 @@ def shipped() -> Path:
     return SHIPPED if SHIPPED.is_dir() else beside
 
 
-def experiments(path: Path) -> list[Listed]:
-    """Of a file, or of all in a directory. Raises `ExperimentInvalid`."""
-    if path.is_dir():
-        files = sorted(one for one in path.iterdir() if one.suffix in (".yaml", ".yml", ".json"))
-        return [_listed(one) for one in files]
-    return [_listed(path)]
+def files(paths: Iterable[Path]) -> list[Path]:
+    """Those named, and all in the directories that are."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = path.iterdir()
+            found += sorted(one for one in inside if one.suffix in (".yaml", ".yml", ".json"))
+        else:
+            found.append(path)
+    return found
 
 
-def _listed(path: Path) -> Listed:
+def experiment(path: Path) -> Listed:
+    """Raises `ExperimentInvalid`."""
     try:
         found = yaml.safe_load(path.read_text())  # of which JSON is a part
         title, description = str(found["title"]), str(found["description"]).strip()

@@ -167,17 +167,24 @@ def list_(paths: tuple[Path, ...], activities: bool, as_json: bool) -> int:
             report.say(f"{activity.kind:6} {activity.name}({activity.arguments})")
             report.say(f"{'':6} {activity.about}")
         return 0
-    try:
-        found = [
-            one for path in paths or [catalogue.shipped()] for one in catalogue.experiments(path)
-        ]
-    except AgentError as error:
-        return failed(error, as_json, experiments=[])
+    found: list[Any] = []
+    wrong: list[AgentError] = []
+    for file in catalogue.files(paths or [catalogue.shipped()]):
+        try:
+            found.append(catalogue.experiment(file))
+        except AgentError as error:  # the others are listed all the same
+            wrong.append(error)
+    rows = [one.to_json() for one in found]
+    if not as_json:
+        for one in found:
+            report.say(report.plain(f"{one.file:48} {one.title}"))
+    if wrong:
+        for one in wrong[1:] if not as_json else ():
+            report.problem(one.message, one.hint)
+        return failed(wrong[0], as_json, experiments=rows)
     if as_json:
-        print_json({"experiments": [one.to_json() for one in found], "error": None})
+        print_json({"experiments": rows, "error": None})
         return 0
-    for one in found:
-        report.say(report.plain(f"{one.file:48} {one.title}"))
     if not found:
         report.say("There is no experiment.")
     return 0

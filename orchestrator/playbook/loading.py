@@ -37,9 +37,8 @@ def load(path: str | None, hosts: str | None, ssh_config: str | None) -> Loaded:
             return Loaded(Known([]), None, [Checked(file, None, [lacks])])
     checked = read_playbook(path) if path is not None else None
     named = hosts
-    if named is None and checked is not None and checked.value is not None:
-        inside = checked.value.hosts
-        named = str(Path(path or "").parent / inside) if inside is not None else None
+    if named is None and checked is not None and checked.hosts is not None:
+        named = str(Path(path or "").parent / checked.hosts)
     if named is None and default_inventory().exists():
         named = str(default_inventory())
     inventory = read_hosts(named) if named is not None else None

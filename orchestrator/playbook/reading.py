@@ -40,6 +40,7 @@ class Checked(Generic[_T]):
     value: _T | None = None
     problems: list[Problem] = field(default_factory=list)  # the first ones
     more: int = 0  # that there are at least
+    hosts: str | None = None  # the inventory that a playbook names, whatever is wrong with it
 
     def place(self, one: Problem) -> str:
         """ "FILE:LINE:COLUMN: PATH", as far as it is known."""
@@ -62,8 +63,10 @@ def read_playbook(path: str, hosts: rules.KnownHosts | None = None) -> Checked[P
     checked, source = _read(path, Playbook)
     if checked.value is not None:
         found = islice(rules.problems(checked.value, source, hosts), _MAX_FOUND)
+        named = checked.value.hosts
         if problems := list(found):
-            return _wrong(path, problems)
+            checked = _wrong(path, problems)
+        checked.hosts = named
     return checked
 
 

@@ -111,7 +111,9 @@ class _Deciding:
             self._say(one.due, FAILED, standing.obstacle)
         elif times is not None and times.over(one.due, self._now):
             self._say(one.due, SKIPPED, "its window ended while it waited")
-        elif self._at_work is None and (one.asked or not standing.paused):
+        elif standing.paused and not one.asked:
+            self._say(one.due, SKIPPED, "it was paused while it waited")
+        elif self._at_work is None:
             self._say(one.due, RUNNING)
         else:
             self._waiting += 1
@@ -129,7 +131,7 @@ class _Deciding:
             self._say(due, MISSED, "nobody was there at its time; a later one is in its place")
         elif self._standing.obstacle:
             self._say(due, FAILED, self._standing.obstacle)
-        elif self._at_work is None:  # then none waits, either: it is not paused
+        elif self._at_work is None:  # then none waits, either
             self._say(due, RUNNING)
         elif times.schedule.overlap != WAIT:
             self._say(due, SKIPPED, f"the run of {times.shown(self._at_work)} was still at work")

@@ -131,6 +131,14 @@ def test_all_that_is_shipped_is_listed(says: Says) -> None:
     assert all(one["title"] and one["tags"] for one in answer["experiments"])
 
 
+def test_one_that_is_wrong_does_not_hide_the_others(says: Says, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("foo: [")
+    (tmp_path / "good.yaml").write_text(FILES[0].read_text())
+    status, answer = says("list", tmp_path)
+    assert status == 2 and "bad.yaml" in answer["error"]["message"]
+    assert [Path(one["file"]).name for one in answer["experiments"]] == ["good.yaml"]
+
+
 def test_activities_are_listed_with_what_they_do(says: Says) -> None:
     _, answer = says("list", "--activities")
     names = {one["name"] for one in answer["activities"]}

@@ -221,3 +221,16 @@ def test_the_verb_of_a_command_line() -> None:
              "schedule serve x": "schedule serve", "check a b": "check", "playbook": "playbook",
              "--json playbook check x": "playbook check"}  # fmt: skip
     assert {line: verb_of(migrate, line.split()) for line in lines} == lines
+
+
+def test_a_wrong_rule_does_not_hide_the_inventory(tmp_path: Path) -> None:
+    """Its hosts and labels are known all the same: only what is wrong is told."""
+    (tmp_path / "hosts.yaml").write_text("inventory: 1\nhosts:\n  src: {labels: {zone: b}}\n")
+    path = tmp_path / "one.yaml"
+    text = ONE.replace("playbook: 1\n", "playbook: 1\nhosts: hosts.yaml\n", 1)
+    text = text.replace("to: [dst, spare]", "to: [zone=b]")
+    assert "zone=b" in text
+    path.write_text(text + 'schedule: {cron: "0 3 * * *", time_zone: Europe/Berlinn}\n')
+    loaded = loading.load(str(path), None, SSH_CONFIG)
+    ((problem,),) = [one.problems for one in loaded.wrong]
+    assert "Berlinn" in problem.message

@@ -110,17 +110,18 @@ async def test_overlap_and_pause(desk: Desk) -> None:
         await desk.at(120, "running", "waiting")
         with contextlib.closing(Store(desk.path)) as store, store.transaction():
             store.pause("nightly", NOON + 121)
-        *_, run = await desk.at(180, "running", "waiting", "skipped")
-        assert run.why == "it is paused"
+        *_, waited, run = await desk.at(180, "running", "skipped", "skipped")
+        assert (waited.why, run.why) == ("it was paused while it waited", "it is paused")
         desk.held[0].end()
-        await desk.at(190, "done", "waiting", "skipped")
+        await desk.at(190, "done", "skipped", "skipped")
         with contextlib.closing(Store(desk.path)) as store, store.transaction():
             store.add(Run("nightly", NOON + 195, "waiting", asked=True))
-        await desk.at(196, "done", "waiting", "skipped", "running")
+        await desk.at(196, "done", "skipped", "skipped", "running")
         with contextlib.closing(Store(desk.path)) as store, store.transaction():
             store.pause("nightly", None)
         desk.held[1].end()
-        await desk.at(197, "done", "running", "skipped", "done")
+        await desk.at(197, "done", "skipped", "skipped", "done")
+        await desk.at(240, "done", "skipped", "skipped", "done", "running")
         assert server._status() == "1 served, 1 at work"
 
 

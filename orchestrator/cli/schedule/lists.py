@@ -60,7 +60,7 @@ def next_(names: tuple[str, ...], limit: int, store: str | None, as_json: bool) 
 
     Exit status: 0, 2 a playbook is wrong or has no schedule, 3 no schedule has that name.
 
-    With --json: {"next": [{"name", "due", "begins", "window_ends"}], "error"}.
+    With --json: {"next": [{"name", "due", "begins", "window_ends", "paused"}], "error"}.
     """
     import itertools
     import time
@@ -69,12 +69,13 @@ def next_(names: tuple[str, ...], limit: int, store: str | None, as_json: bool) 
 
     rows = []
     try:
-        for one, since in _times(names, store_path(store), time.time()):
+        for one, since, paused in _times(names, store_path(store), time.time()):
             for due in itertools.islice(one.after(since), limit):
                 closes = one.closes(due)
                 rows.append({
                     "name": one.name, "due": one.shown(due), "begins": one.shown(one.begin(due)),
                     "window_ends": one.shown(closes) if closes is not None else None,
+                    "paused": paused,
                 })  # fmt: skip
     except AgentError as error:
         return failed(error, as_json, next=[])
@@ -84,7 +85,8 @@ def next_(names: tuple[str, ...], limit: int, store: str | None, as_json: bool) 
     for row in rows:
         window = f", until {row['window_ends']}" if row["window_ends"] else ""
         begins = f", begins {row['begins']}" if row["begins"] != row["due"] else ""
-        say(f"{row['name']}: {row['due']}{begins}{window}")
+        skipped = ", skipped if it is still paused then" if row["paused"] else ""
+        say(f"{row['name']}: {row['due']}{begins}{window}{skipped}")
     if not rows:
         say("Nothing is due.")
     return 0
@@ -131,14 +133,15 @@ def history(name: str | None, limit: int, store: str | None, as_json: bool) -> i
     return 0
 
 
-def _times(names: tuple[str, ...], path: Path, now: float) -> list[tuple[Any, float]]:
-    """(times, since when) of schedules by name, of playbooks by file, or of all that are served."""
+def _times(names: tuple[str, ...], path: Path, now: float) -> list[tuple[Any, float, bool]]:
+    """(times, since when, whether it is paused) of schedules by name, of playbooks by file, or of
+    all that are served."""
     from orchestrator.scheduling.books import read_book
     from orchestrator.scheduling.errors import NothingScheduled
     from orchestrator.scheduling.store import SERVED
     from orchestrator.scheduling.times import Times
 
-    found: list[tuple[Any, float]] = []
+    found: list[tuple[Any, float, bool]] = []
     with opened(path) as store:
         salt = store.salt if store is not None else ""
         served = [row for row in store.playbooks() if row.state == SERVED] if store else []
@@ -149,9 +152,10 @@ def _times(names: tuple[str, ...], path: Path, now: float) -> list[tuple[Any, fl
                     raise book.problem
                 if book.schedule is None:
                     raise NothingScheduled(path=name, detail="the playbook has no schedule")
-                found.append((Times(book.schedule, book.name, salt), now))
+                found.append((Times(book.schedule, book.name, salt), now, False))
                 continue
             row = named(store, name)
             if row.state == SERVED:
-                found.append((Times(row.schedule, name, salt), max(row.seen, now)))
+                times = Times(row.schedule, name, salt)
+                found.append((times, max(row.seen, now), row.paused is not None))
     return found
