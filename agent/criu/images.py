@@ -55,29 +55,22 @@ def entries(image: bytes, head: bytes, name: str) -> Iterator[bytes]:
         offset += size
 
 
-def lazy_ranges(image: bytes) -> list[Range]:
-    """Start and end of what a pagemap-N.img leaves to be restored lazily, by address.
+def page_ranges(image: bytes) -> tuple[list[Range], list[Range]]:
+    """Start and end of what a pagemap-N.img leaves to be restored lazily, and of what CRIU restores
+    itself, both by address.
 
     Raises `ImageError`.
     """
-    return [one for one, lazy in _pages(image) if lazy]
-
-
-def restored_ranges(image: bytes) -> list[Range]:
-    """Of what CRIU restores itself. Raises `ImageError`."""
-    return [one for one, lazy in _pages(image) if not lazy]
-
-
-def _pages(image: bytes) -> list[tuple[Range, bool]]:
-    found = []
+    lazy: list[Range] = []
+    restored: list[Range] = []
     rows = entries(image, _MAGICS.pack(_IMG_COMMON_MAGIC, _PAGEMAP_MAGIC), "pagemap.img")
     next(rows, None)  # the head
     for data in rows:
         entry = messages.PagemapEntry.FromString(data)
         pages = entry.nr_pages or entry.compat_nr_pages
-        one = (entry.vaddr, entry.vaddr + pages * PAGE)
-        found.append((one, bool(entry.flags & messages.PE_LAZY)))
-    return sorted(found)
+        found = lazy if entry.flags & messages.PE_LAZY else restored
+        found.append((entry.vaddr, entry.vaddr + pages * PAGE))
+    return sorted(lazy), sorted(restored)
 
 
 def lazy_mappings(image: bytes) -> list[Range]:

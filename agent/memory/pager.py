@@ -42,7 +42,7 @@ from typing import Any
 
 import msgpack
 
-from agent.criu.images import lazy_mappings, lazy_ranges, restored_ranges
+from agent.criu.images import lazy_mappings, page_ranges
 from agent.kernel.userfault import Busy, Gone
 from agent.memory import missing
 from agent.memory.arrivals import Arrivals
@@ -237,11 +237,10 @@ class Pager:
     def _lazy(pid: int, listed: Missing) -> list[Range]:
         """What CRIU leaves to us: as its image has it, and of what was told us (of which it was
         told nothing, see `agent.criu.hiding`) what it has not restored itself."""
-        image = Path(f"pagemap-{pid}.img").read_bytes()
+        left, restored = page_ranges(Path(f"pagemap-{pid}.img").read_bytes())
         mapped = lazy_mappings(Path(f"mm-{pid}.img").read_bytes())
-        told = split(split(listed.there(), mapped)[1], restored_ranges(image))[0]
-        lazy = Ranges(lazy_ranges(image))
-        for start, end in told:
+        lazy = Ranges(left)
+        for start, end in split(split(listed.there(), mapped)[1], restored)[0]:
             lazy.add(start, end)
         return list(lazy)
 

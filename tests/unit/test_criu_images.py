@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.criu import messages
-from agent.criu.images import inherit_key, lazy_ranges, rewrite_fdinfo, rewrite_files
+from agent.criu.images import inherit_key, page_ranges, rewrite_fdinfo, rewrite_files
 from agent.image.records import ImageError
 
 COMMON, FILES, FDINFO, PAGEMAP, MM = (
@@ -179,24 +179,24 @@ def test_what_is_left_to_be_restored_lazily() -> None:
         message((1, 0x8000), (5, 1)),  # no flags at all
         message((1, 0x4000), (4, LAZY), (5, 1), (9, b"what is not known")),
     )  # fmt: skip
-    assert lazy_ranges(data) == [
+    assert page_ranges(data)[0] == [
         (0x2000, 0x4000), (0x4000, 0x5000), (0x7000_0000_0000, 0x7000_0000_3000),
     ]  # fmt: skip
 
 
 def test_more_pages_than_a_number_of_32_bits_counts() -> None:
     data = image(PAGEMAP, HEAD, message((1, 0x1000), (4, LAZY), (5, 1 << 33)))
-    assert lazy_ranges(data) == [(0x1000, 0x1000 + (1 << 45))]
+    assert page_ranges(data)[0] == [(0x1000, 0x1000 + (1 << 45))]
 
 
 def test_no_memory_at_all() -> None:
-    assert lazy_ranges(image(PAGEMAP)) == []
-    assert lazy_ranges(image(PAGEMAP, HEAD)) == []
+    assert page_ranges(image(PAGEMAP))[0] == []
+    assert page_ranges(image(PAGEMAP, HEAD))[0] == []
 
 
 def test_another_image_is_no_pagemap() -> None:
     with pytest.raises(ImageError, match="pagemap.img"):
-        lazy_ranges(image(FILES, HEAD))
+        page_ranges(image(FILES, HEAD))
 
 
 def test_a_pagemap_cut_off_anywhere_is_refused() -> None:
@@ -205,4 +205,4 @@ def test_a_pagemap_cut_off_anywhere_is_refused() -> None:
     ends = {8, len(image(PAGEMAP, HEAD))}
     for length in set(range(len(whole))) - ends:
         with pytest.raises(ImageError):
-            lazy_ranges(whole[:length])
+            page_ranges(whole[:length])

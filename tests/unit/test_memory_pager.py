@@ -91,8 +91,7 @@ def test_the_images_say_which_pages_are_left(agent: Agent, monkeypatch: pytest.M
     with memory_directory() as directory:
         monkeypatch.chdir(directory)
         (directory / "memory-7").write_bytes(pages(0, 10))
-        monkeypatch.setattr(module, "lazy_ranges", lambda image: [(2 * PAGE, 4 * PAGE)])
-        monkeypatch.setattr(module, "restored_ranges", lambda image: [])
+        monkeypatch.setattr(module, "page_ranges", lambda image: ([(2 * PAGE, 4 * PAGE)], []))
         monkeypatch.setattr(module, "lazy_mappings", lambda image: [])
         for pid in (7, 8):
             (directory / f"pagemap-{pid}.img").write_bytes(b"")
