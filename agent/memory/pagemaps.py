@@ -58,9 +58,11 @@ def look(fd: int, start: int, end: int, *, tracked: bool) -> Iterator[tuple[int,
             size = (until - start) // PAGE * _ENTRY
             pages = os.pread(fd, size, start // PAGE * _ENTRY)[_ENTRY - 1 :: _ENTRY]
             pages = pages.translate(table)
+            if not pages:  # it has ended
+                return
         if body := pages.strip(b"\0"):
             yield start + (len(pages) - len(pages.lstrip(b"\0"))) * PAGE, body
-        start = until
+        start += len(pages) * PAGE
 
 
 def _of_runs(runs: list[tuple[int, int, bool]], start: int, end: int) -> bytes:
