@@ -84,6 +84,14 @@ def ioctl_int(fd: int, request: int) -> int:
     return number
 
 
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """All of it. Raises `OSError`."""
+    data = memoryview(data)
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
+
+
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give back the memory of a part of a file that has been read (fallocate(2))."""
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) < 0:

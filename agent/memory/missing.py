@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from agent.errors import ProtocolError
-from agent.kernel.syscalls import punch_hole
+from agent.kernel.syscalls import punch_hole, write_at
 from agent.memory.layout import LARGEST, PAGE, is_run
 from agent.memory.pagemaps import IS_THERE, LATER, is_map, runs, spans
 from agent.memory.ranges import Range
@@ -42,15 +42,15 @@ class Missing:
         """Pages from `start` to `end` are at the source from `origin` on."""
         count = (end - start) // PAGE
         if origin == start:
-            self._write(bytes([LATER]) * count, start // PAGE)
+            write_at(self.fd, bytes([LATER]) * count, start // PAGE)
         else:
             entries = array("Q", range(origin, origin + end - start, PAGE))
-            self._write(memoryview(entries).cast("B"), _ORIGINS + start // PAGE * _ENTRY)
-            self._write(bytes([_MOVED]) * count, start // PAGE)
+            write_at(self.fd, memoryview(entries).cast("B"), _ORIGINS + start // PAGE * _ENTRY)
+            write_at(self.fd, bytes([_MOVED]) * count, start // PAGE)
 
     def mark(self, address: int, pages: bytes) -> None:
         """What was told of the pages from an address on, as `agent.memory.pagemaps` has it."""
-        self._write(pages, address // PAGE)
+        write_at(self.fd, pages, address // PAGE)
 
     def remove(self, start: int, end: int) -> None:
         """They are not missing any more."""
@@ -66,13 +66,7 @@ class Missing:
     def _clear(self, first: int, last: int) -> None:
         """Where something is: a hole stays one."""
         if first < last and any(os.pread(self.fd, last - first, first)):
-            self._write(bytes(last - first), first)
-
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
-        data = memoryview(data)
-        while data:
-            done = os.pwrite(self.fd, data, offset)
-            data, offset = data[done:], offset + done
+            write_at(self.fd, bytes(last - first), first)
 
     def ranges(self, start: int = 0, end: int = LARGEST) -> Iterator[Run]:
         """Start, end and origin of each run of missing pages, by address."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.errors import ProtocolError
 from agent.image.records import ImageTooLarge, Record
 from agent.image.store import ImagesDirectory, ImagesFull
-from agent.kernel.syscalls import punch_hole
+from agent.kernel.syscalls import punch_hole, write_at
 from agent.memory import missing
 from agent.memory.layout import PAGE, is_run
 from agent.memory.missing import Missing, checked_map
@@ -109,10 +109,8 @@ class PageStores:
             return view
         if len(view) < length:
             raise ProtocolError(detail="a record of pages with less data than it says")
-        while length:
-            done = os.pwrite(fd, view[:length], address)
-            view, address, length = view[done:], address + done, length - done
-        return view
+        write_at(fd, view[:length], address)
+        return view[length:]
 
     def _file(self, files: dict[int, int], pid: int, name: str) -> int:
         fd = files.get(pid)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from agent.errors import ProtocolError, shown
 from agent.image.records import Record
 from agent.kernel import mounts, proc
-from agent.kernel.syscalls import punch_hole
+from agent.kernel.syscalls import punch_hole, write_at
 from agent.probe.files import kind_of
 from agent.sync import sparse
 from agent.sync.errors import SyncPathBlocked
@@ -163,7 +163,7 @@ class SparseFile:
                     break
                 if len(view) < length:
                     raise ProtocolError(detail="a part of a block of a file")
-                _write(self._fd, view[:length], offset)
+                write_at(self._fd, view[:length], offset)
                 view, taken = view[length:], taken + 1
         if view:
             raise ProtocolError(detail="more data of a file than was wanted")
@@ -200,12 +200,6 @@ class SparseFile:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._place = -1
-
-
-def _write(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        done = os.pwrite(fd, data, offset)
-        data, offset = data[done:], offset + done
 
 
 def _number(value: object, most: int) -> int:
