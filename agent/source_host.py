@@ -129,7 +129,7 @@ class SourceHost(Host):
         self._opened.callback(ahead.close)
         pids = self.pids()
         with contextlib.suppress(OSError):  # one has ended
-            if worth(pids) and seccomp.known() and not seccomp.filtered(pids):
+            if worth(pids) and seccomp.may_filter(pids):
                 self._hiding = True
                 self._start_worker()
         while another(ahead.rounds, self._plan.max_rounds):
@@ -207,8 +207,7 @@ class SourceHost(Host):
         apply.run(render.lock(self._plan.id, known, self._listeners, stage="hold_syn"))
         self._in_lock = set(known)
         self._locked = True
-        trusting = len(self._connections) >= MANY and seccomp.known()
-        if trusting and not seccomp.filtered(self._tree.pids):
+        if len(self._connections) >= MANY and seccomp.may_filter(self._tree.pids):
             self._start_worker(trusting=True)
         await drain_accept_queues(self._tree.pidfds)
         if len(self._connections) >= MANY:

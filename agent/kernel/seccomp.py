@@ -55,16 +55,16 @@ def filtered(pids: Iterable[int]) -> bool:
     return False
 
 
-def known() -> bool:
-    """Whether it is known how, on this machine."""
-    return platform.machine() in _AUDIT_ARCH
+def may_filter(pids: Iterable[int]) -> bool:
+    """Whether CRIU can have a `Filter` and dump these processes; and it is known how, here."""
+    return platform.machine() in _AUDIT_ARCH and not filtered(pids)
 
 
 class Filter:
     """The filter, made ahead; `install` runs in the child, between fork and exec."""
 
     def __init__(self, *, trust_epoll: bool = False, scans: bool = False) -> None:
-        """`scans`: they wait for whoever has the `listener`. Only where it is `known` how."""
+        """`scans`: they wait for whoever has the `listener`. Only where one `may_filter`."""
         self._machine = machine = platform.machine()
         self._plain = _Program(machine, trust_epoll=trust_epoll, scans=False)
         self._asking = _Program(machine, trust_epoll=trust_epoll, scans=True) if scans else None
