@@ -321,16 +321,17 @@ class DestinationHost(Host):
         # A segment that has no socket here would be answered with a reset.
         packets = [one for one in packets if endpoints(one) in by_key or opens(one)]
         packets = [self._fitting(by_key.get(endpoints(one)), one) for one in packets]
-        touched = {key: by_key[key] for key in map(endpoints, packets) if key in by_key}
+        keys = [key for key in map(endpoints, packets) if key in by_key]
+        touched: list[Waking] = []
         if self.misses_memory:  # a look may have to wait for memory that we bring
-            for packet in packets:
-                if (one := touched.get(endpoints(packet))) is not None:
-                    one.ignored += 1
-            touched.clear()
-        for waking in touched.values():
+            for key in keys:
+                by_key[key].ignored += 1
+        else:
+            touched = [by_key[key] for key in set(keys)]
+        for waking in touched:
             waking.look()
         self.replayed += self._replayer.replay(packets)
-        for waking in touched.values():
+        for waking in touched:
             waking.disregard()
 
     @staticmethod
